@@ -1,0 +1,5 @@
+"""Models and corpora by name: `resolve(name)` gives the files, from wherever they are."""
+
+from lsm.assets.cache import Asset, home, offline, resolve
+
+__all__ = ["Asset", "home", "offline", "resolve"]

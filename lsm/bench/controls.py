@@ -1,0 +1,184 @@
+"""The predictors without a trained transformer that every latent transformer must beat; what has a constant gets it from training documents.
+
+Letters: S sentences of a document, D vector width, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lsm.bench.next_sentence import Predictor, measure
+
+DECAYS = (0.5, 0.7, 0.9)
+_RIDGE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+_TUNING_SENTENCES = 4000
+_RIDGE_SENTENCES = 200_000
+
+
+def last_vector(z_SD: np.ndarray) -> np.ndarray:
+    """The sentence just read, copied."""
+    return z_SD
+
+
+def running_mean(z_SD: np.ndarray) -> np.ndarray:
+    """Mean of all sentences read."""
+    return np.cumsum(z_SD, axis=0, dtype=np.float64) / np.arange(1, len(z_SD) + 1)[:, None]
+
+
+def exponential_mean(decay: float) -> Predictor:
+    """Mean of the sentences read with weights decayⁿ for the one n sentences back."""
+
+    def predict(z_SD: np.ndarray) -> np.ndarray:
+        mean_SD = np.empty(z_SD.shape, dtype=np.float64)
+        total_D, weight = np.zeros(z_SD.shape[1]), 0.0
+        for s, z_D in enumerate(z_SD):
+            total_D, weight = decay * total_D + z_D, decay * weight + 1
+            mean_SD[s] = total_D / weight
+        return mean_SD
+
+    return predict
+
+
+def constant(vector_D: np.ndarray) -> Predictor:
+    """The same vector always (the corpus mean: what a collapsed model predicts)."""
+    return lambda z_SD: np.broadcast_to(vector_D, z_SD.shape)
+
+
+@dataclass
+class RidgeMoments:
+    """What ridge regression from (last vector, exponential mean, running mean, 1) to the next vector needs to know of documents."""
+
+    gram_FF: np.ndarray
+    cross_FD: np.ndarray
+
+    @classmethod
+    def of(cls, documents: Sequence[np.ndarray]) -> RidgeMoments:
+        """Sums over documents [S, D], one document in memory at a time."""
+        width = documents[0].shape[1]
+        moments = cls(np.zeros((3 * width + 1, 3 * width + 1)), np.zeros((3 * width + 1, width)))
+        for z_SD in documents:
+            z_SD = np.asarray(z_SD, dtype=np.float32)
+            features_SF = _features(z_SD)[:-1]
+            moments.gram_FF += features_SF.T @ features_SF
+            moments.cross_FD += features_SF.T @ z_SD[1:]
+        return moments
+
+    def __add__(self, other: RidgeMoments) -> RidgeMoments:
+        return RidgeMoments(self.gram_FF + other.gram_FF, self.cross_FD + other.cross_FD)
+
+    def predictor(self, penalty: float) -> Predictor:
+        """The fitted map (Hoerl & Kennard 1970); `penalty` counts in mean diagonals of the Gram matrix, so that it means the same for every encoder."""
+        regularised_FF = self.gram_FF.copy()
+        regularised_FF[np.diag_indices_from(regularised_FF)] += max(penalty * np.trace(self.gram_FF) / len(self.gram_FF), 1e-12)
+        weight_FD = np.linalg.solve(regularised_FF, self.cross_FD).astype(np.float32)
+        return lambda z_SD: _features(z_SD) @ weight_FD
+
+
+def other_documents_context(predictor: Predictor, documents: Sequence[np.ndarray]) -> Predictor:
+    """`predictor` reading another document: what it knows of next sentences in general, without this context.
+
+    Call it on `documents` one after another, in order: the k-th call reads the (k+1)-th document, repeated when shorter.
+    """
+    calls = iter(range(len(documents)))
+    usable = [k for k, z_SD in enumerate(documents) if len(z_SD)]
+
+    def predict(z_SD: np.ndarray) -> np.ndarray:
+        k = next(calls)
+        following = next((j for j in usable if j > k), usable[0])
+        other_SD = np.asarray(documents[following], dtype=np.float32)
+        repeats = -(-len(z_SD) // len(other_SD))
+        return predictor(np.tile(other_SD, (repeats, 1))[: len(z_SD)])
+
+    return predict
+
+
+def shuffled_order(predictor: Predictor, *, positions: int, minimum_context: int, seed: int) -> Predictor:
+    """`predictor` reading the sentences of its context in random order, at `positions` places a document (each place costs a pass)."""
+    generator = np.random.default_rng(seed)
+
+    def predict(z_SD: np.ndarray) -> np.ndarray:
+        predicted_SD = np.full(z_SD.shape, np.nan, dtype=np.float32)
+        places = np.arange(minimum_context - 1, len(z_SD) - 1)
+        for s in sorted(generator.choice(places, size=min(positions, len(places)), replace=False)):
+            predicted_SD[s] = predictor(z_SD[generator.permutation(s + 1)])[-1]
+        return predicted_SD
+
+    return predict
+
+
+def untuned_controls() -> dict[str, Predictor]:
+    """The controls that need no training documents; every decay is shown, as none may be chosen on held-out documents."""
+    return {"last vector": last_vector, "running mean": running_mean} | {f"exponential mean {decay}": exponential_mean(decay) for decay in DECAYS}
+
+
+def fit_controls(
+    train: Sequence[np.ndarray],
+    train_parts: Sequence[np.ndarray],
+    *,
+    minimum_context: int = 3,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Predictor]:
+    """All controls; decay and ridge penalty are chosen by mean reciprocal rank on training documents, never on held-out ones.
+
+    The ridge penalty is judged on training documents kept out of its fit; the map is then fitted on all of them (up to 200,000 sentences).
+    """
+    tuning = _tuning_documents(train, minimum_context)
+    rest = _first_sentences([z_SD for k, z_SD in enumerate(train) if k not in set(tuning)], _RIDGE_SENTENCES)
+    if not tuning or not rest:
+        note("too few training documents to choose a decay or fit a ridge regression on")
+        return untuned_controls() | {"corpus mean": constant(_mean(train))}
+    tune = [train[k] for k in tuning], [train_parts[k] for k in tuning]
+    decay = _best({decay: exponential_mean(decay) for decay in DECAYS}, *tune, minimum_context)
+    note(f"exponential mean: decay {decay} chosen on {len(tuning)} training documents")
+    moments = RidgeMoments.of(rest)
+    penalty = _best({penalty: moments.predictor(penalty) for penalty in _RIDGE_PENALTIES}, *tune, minimum_context)
+    note(f"ridge: penalty {penalty} chosen on them, fitted on {sum(map(len, rest)) + sum(map(len, tune[0])):,} sentences")
+    return {
+        "last vector": last_vector,
+        "running mean": running_mean,
+        f"exponential mean {decay}": exponential_mean(decay),
+        "corpus mean": constant(_mean(train)),
+        "ridge": (moments + RidgeMoments.of(tune[0])).predictor(penalty),
+    }
+
+
+def _mean(documents: Sequence[np.ndarray]) -> np.ndarray:
+    total_D = sum(np.asarray(z_SD, dtype=np.float32).sum(axis=0, dtype=np.float64) for z_SD in documents)
+    return total_D / sum(map(len, documents))
+
+
+def _first_sentences(documents: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
+    """Documents from the front with two sentences or more, until `limit` sentences are reached."""
+    taken, sentences = [], 0
+    for z_SD in documents:
+        if sentences >= limit:
+            break
+        if len(z_SD) > 1:
+            taken.append(z_SD)
+            sentences += len(z_SD)
+    return taken
+
+
+def _tuning_documents(train: Sequence[np.ndarray], minimum_context: int) -> list[int]:
+    """Every k-th long enough document, up to a few thousand sentences and at most a third of all."""
+    long_enough = [k for k, z_SD in enumerate(train) if len(z_SD) > minimum_context + 1]
+    chosen, sentences = [], 0
+    for k in long_enough[::3]:
+        if sentences >= _TUNING_SENTENCES:
+            break
+        chosen.append(k)
+        sentences += len(train[k])
+    return chosen
+
+
+def _best(predictors: dict[float, Predictor], documents: Sequence[np.ndarray], parts: Sequence[np.ndarray], minimum_context: int) -> float:
+    board = measure(documents, parts, {str(value): predictor for value, predictor in predictors.items()}, minimum_context=minimum_context)
+    return max(predictors, key=lambda value: float(np.nanmean(1 / board.outcomes[str(value)]["rank"])))
+
+
+def _features(z_SD: np.ndarray) -> np.ndarray:
+    ones_S1 = np.ones((len(z_SD), 1))
+    return np.concatenate((z_SD, exponential_mean(0.7)(z_SD), running_mean(z_SD), ones_S1), axis=1).astype(np.float32)

@@ -1,0 +1,218 @@
+"""The next-sentence scoreboard: where the true next sentence ranks among all held-out sentences, for any predictor of vectors.
+
+Letters: S sentences of a document, D vector width, Q queries (one a predicted sentence), C candidates.
+
+Protocol. In every document and at every position s with enough context, a predictor that has seen sentences 0 … s gives a vector for s+1. Targets are
+whole sentences or first pieces: the later pieces of a split sentence (`part` > 0) are easy to guess and are neither targets nor candidates. Candidates are
+the sentences of all documents, without those already read in this document. All distances are taken on the unit sphere. Equal candidates (the same
+sentence twice) share their ranks' mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from lsm.bench import intervals
+from lsm.bench.intervals import Estimate
+from lsm.latent.diagnostics import effective_rank, mean_pairwise_cosine
+
+Predictor = Callable[[np.ndarray], np.ndarray]
+"""z_SD → predicted_SD: row s, seen from z[: s + 1] alone, predicts z[s + 1]. A row of NaN = no prediction asked for here."""
+
+RECALL_AT = (1, 10, 100)
+_TIE_TOLERANCE = 1e-6  # float32 products of equal vectors differ by this much with their place in a block
+_CHUNK_ELEMENTS = 3_000_000  # cosines at a time: small enough that counting them happens in cache
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What is asked: each query's document, position and target, and the candidates."""
+
+    candidates_CD: torch.Tensor
+    candidate_start: np.ndarray
+    """Document g's candidates are rows candidate_start[g] … candidate_start[g + 1] − 1."""
+    candidate_position_C: np.ndarray
+    document_Q: np.ndarray
+    position_Q: np.ndarray
+    target_Q: np.ndarray
+    """Row of the true next sentence among the candidates."""
+
+
+@dataclass
+class Scoreboard:
+    """What every predictor reached on every query; `rows` sums it up."""
+
+    queries: Queries
+    n_documents: int
+    outcomes: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """Predictor → quantity (rank, document_rank, document_chance, cosine, l2, l2_nearest) → one value a query."""
+    spread: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def rows(self, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+        """One row a predictor: value and, under `intervals`, [low, high] of each metric."""
+        drawn_RG = intervals.draw(self.n_documents, resamples, seed)
+        return [self._row(name, drawn_RG) for name in self.outcomes]
+
+    def difference(self, name: str, other: str, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+        """`name` minus `other` on the queries that both answered, metric by metric, with paired intervals over documents."""
+        drawn_RG = intervals.draw(self.n_documents, resamples, seed)
+        ours, theirs = _metrics(self.outcomes[name]), _metrics(self.outcomes[other])
+        return {metric: intervals.mean(ours[metric] - theirs[metric], self.queries.document_Q, drawn_RG) for metric in ours}
+
+    def _row(self, name: str, drawn_RG: np.ndarray) -> dict[str, Any]:
+        outcome, document_Q = self.outcomes[name], self.queries.document_Q
+        estimates = {metric: intervals.mean(values, document_Q, drawn_RG) for metric, values in _metrics(outcome).items()}
+        estimates["median_rank"] = intervals.median(outcome["rank"], document_Q, drawn_RG)
+        answered = ~np.isnan(outcome["rank"])
+        return {
+            "predictor": name,
+            "n_documents": int(len(np.unique(document_Q[answered]))),
+            "n": int(answered.sum()),
+            "n_candidates": len(self.queries.candidates_CD),
+            **{metric: estimate.value for metric, estimate in estimates.items()},
+            **self.spread[name],
+            "intervals": {metric: [estimate.low, estimate.high] for metric, estimate in estimates.items()},
+        }
+
+
+def score_predictors(
+    documents: Sequence[np.ndarray],
+    parts: Sequence[np.ndarray],
+    predictors: Mapping[str, Predictor],
+    *,
+    minimum_context: int = 3,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Score predictors on documents; one row each (see `Scoreboard.rows`).
+
+    Args:
+        documents: sentence vectors [S, D] of each document in reading order, any floating dtype.
+        parts: [S] of each document: 0 = whole sentence or first piece, 1, 2 … = later pieces.
+        predictors: name → predictor.
+        minimum_context: sentences that must have been read before a prediction counts.
+        resamples: bootstrap resamples of documents; 0 = no intervals.
+        seed: of the resampling.
+    """
+    return measure(documents, parts, predictors, minimum_context=minimum_context).rows(resamples=resamples, seed=seed)
+
+
+def measure(
+    documents: Sequence[np.ndarray],
+    parts: Sequence[np.ndarray],
+    predictors: Mapping[str, Predictor],
+    *,
+    minimum_context: int = 3,
+    advance: Callable[[str], None] = lambda name: None,
+) -> Scoreboard:
+    """Ask every predictor about every query and keep all outcomes; `advance` is called after each predictor."""
+    queries = make_queries(documents, parts, minimum_context=minimum_context)
+    board = Scoreboard(queries, n_documents=len(documents))
+    asked_by_document = [queries.position_Q[queries.document_Q == g] for g in range(len(documents))]
+    for name, predictor in predictors.items():
+        predicted = [_ask(predictor, z_SD, asked) for z_SD, asked in zip(documents, asked_by_document, strict=True) if len(asked)]
+        predicted_QD = _unit(np.concatenate(predicted))
+        board.outcomes[name] = _rank(predicted_QD, queries)
+        board.spread[name] = spread(predicted_QD[~torch.isnan(predicted_QD[:, 0])])
+        advance(name)
+    return board
+
+
+def make_queries(documents: Sequence[np.ndarray], parts: Sequence[np.ndarray], *, minimum_context: int) -> Queries:
+    """Lay out candidates and queries. At least one query must come out: documents longer than `minimum_context` sentences."""
+    assert len(documents) == len(parts) and minimum_context >= 1
+    vectors, positions, document, position, target = [], [], [], [], []
+    starts = [0]
+    for g, (z_SD, part_S) in enumerate(zip(documents, parts, strict=True)):
+        assert len(z_SD) == len(part_S)
+        whole = np.flatnonzero(np.asarray(part_S) == 0)
+        asked = whole[whole >= minimum_context]
+        vectors.append(np.asarray(z_SD, dtype=np.float32)[whole])
+        positions.append(whole)
+        document.append(np.full(len(asked), g))
+        position.append(asked - 1)
+        target.append(starts[-1] + np.searchsorted(whole, asked))
+        starts.append(starts[-1] + len(whole))
+    assert sum(map(len, target)) > 0, "no document is longer than the minimum context"
+    return Queries(
+        candidates_CD=_unit(np.concatenate(vectors)),
+        candidate_start=np.asarray(starts),
+        candidate_position_C=np.concatenate(positions),
+        document_Q=np.concatenate(document),
+        position_Q=np.concatenate(position),
+        target_Q=np.concatenate(target),
+    )
+
+
+def spread(predicted_QD: torch.Tensor) -> dict[str, float]:
+    """Whether predictions differ from one another: 1 and 1.0 when all are the same vector."""
+    return {"effective_rank": effective_rank(predicted_QD), "mean_pairwise_cosine": mean_pairwise_cosine(predicted_QD)}
+
+
+def _ask(predictor: Predictor, z_SD: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    predicted_SD = np.asarray(predictor(np.asarray(z_SD, dtype=np.float32)), dtype=np.float32)
+    assert predicted_SD.shape == z_SD.shape, f"predictor returned {predicted_SD.shape} for {z_SD.shape}"
+    return predicted_SD[asked]
+
+
+def _rank(predicted_QD: torch.Tensor, queries: Queries) -> dict[str, np.ndarray]:
+    n, n_candidates = len(predicted_QD), len(queries.candidates_CD)
+    outcome = {quantity: np.full(n, np.nan) for quantity in ("rank", "document_rank", "document_chance", "cosine", "l2", "l2_nearest")}
+    chunk = max(1, _CHUNK_ELEMENTS // n_candidates)
+    for start in range(0, n, chunk):
+        stop = min(start + chunk, n)
+        cosine_QC = predicted_QD[start:stop] @ queries.candidates_CD.T
+        target_Q = torch.from_numpy(queries.target_Q[start:stop])
+        true_Q1 = cosine_QC.gather(1, target_Q[:, None])
+        documents, first = np.unique(queries.document_Q[start:stop], return_index=True)
+        for g, a, b in zip(documents, first, [*first[1:], stop - start], strict=True):
+            own = slice(queries.candidate_start[g], queries.candidate_start[g + 1])
+            unread = torch.from_numpy(queries.candidate_position_C[own][None, :] > queries.position_Q[start + a : start + b, None])
+            cosine_QC[a:b, own].masked_fill_(~unread, -torch.inf)
+            later = unread.sum(1).numpy().astype(np.float64)
+            ranks = _mid_rank(cosine_QC[a:b, own], true_Q1[a:b])
+            # With one sentence left there is nothing to choose from.
+            outcome["document_rank"][start + a : start + b] = np.where(later > 1, ranks, np.nan)
+            outcome["document_chance"][start + a : start + b] = np.where(later > 1, 1 / later, np.nan)
+        cosine_Q = true_Q1[:, 0].double().clamp(-1, 1)
+        nearest_Q = cosine_QC.amax(1).double().clamp(-1, 1)
+        outcome["rank"][start:stop] = _mid_rank(cosine_QC, true_Q1)
+        outcome["cosine"][start:stop] = cosine_Q.numpy()
+        outcome["l2"][start:stop] = (2 - 2 * cosine_Q).sqrt().numpy()
+        outcome["l2_nearest"][start:stop] = (2 - 2 * nearest_Q).sqrt().numpy()
+    unasked = torch.isnan(predicted_QD[:, 0]).numpy()
+    for values in outcome.values():
+        values[unasked] = np.nan
+    return outcome
+
+
+def _mid_rank(cosine_QC: torch.Tensor, true_Q1: torch.Tensor) -> np.ndarray:
+    better = (cosine_QC > true_Q1 + _TIE_TOLERANCE).sum(1, dtype=torch.int32)
+    not_worse = (cosine_QC >= true_Q1 - _TIE_TOLERANCE).sum(1, dtype=torch.int32)
+    return (1 + better + (not_worse - better - 1) / 2).double().numpy()
+
+
+def _metrics(outcome: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    rank, document_rank = outcome["rank"], outcome["document_rank"]
+    metrics = {f"recall_at_{k}": _within(rank, k) for k in RECALL_AT}
+    metrics["mrr"] = 1 / rank
+    metrics["document_recall_at_1"] = _within(document_rank, 1)
+    metrics["document_mrr"] = 1 / document_rank
+    metrics["document_chance"] = outcome["document_chance"]
+    metrics["cosine"], metrics["l2"], metrics["l2_nearest"] = outcome["cosine"], outcome["l2"], outcome["l2_nearest"]
+    metrics["l2_gap"] = outcome["l2"] - outcome["l2_nearest"]
+    return metrics
+
+
+def _within(rank: np.ndarray, k: int) -> np.ndarray:
+    return np.where(np.isnan(rank), np.nan, (rank <= k).astype(np.float64))
+
+
+def _unit(vectors: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+    return tensor / tensor.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -1,0 +1,214 @@
+"""The round-trip scoreboard: sentences through their vectors and back by each decoder, with controls.
+
+Letters: N sentences, D vector width, R resamples.
+
+Controls of a decoder that makes up text: the same decoder given another sentence's vector (`shuffled`) and no vector (`zero`). What the nearest sentence of
+the store gives is the row of the `retrieval` decoder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from lsm.bench import intervals, text_metrics
+from lsm.bench.text_metrics import TextScores
+
+LENGTH_BUCKETS = ((1, 50), (51, 100), (101, 150), (151, 200), (201, None))
+"""In characters."""
+Encode = Callable[[Sequence[str]], np.ndarray]
+"""Texts → vectors float32 [N, D]."""
+
+
+class DecoderLike(Protocol):
+    """What is measured of `lsm.decode.decoders.Decoder`."""
+
+    name: str
+    encoder_calls_per_sentence: float
+
+    def decode(self, z_BD: np.ndarray, *, seed: int = 0) -> list[str]:
+        """Vectors to sentences."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The sentences sent round, their documents and their vectors."""
+
+    texts: list[str]
+    document_N: np.ndarray
+    """Number of each sentence's document, 0 … G−1: intervals resample documents."""
+    z_ND: np.ndarray
+    """float32, as the encoder gives them."""
+    encode_seconds: float
+    """Time to encode the texts; 0 when the vectors were read from a corpus."""
+    encoder: str
+    domain: str
+    bytes_per_value: int = 2
+    """Bytes that a vector entry takes where it is stored (float16)."""
+
+    def __post_init__(self) -> None:
+        assert len(self.texts) == len(self.document_N) == len(self.z_ND) > 0
+
+
+@dataclass
+class RoundTrip:
+    """What came back."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """One row a decoder and kind of input, over all lengths."""
+    by_length: list[dict[str, Any]] = field(default_factory=list)
+    """The same by length of the true sentence."""
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    """Row label → decoded sentences, in the sample's order."""
+
+
+def measure(
+    sample: Sample,
+    decoders: Sequence[DecoderLike],
+    *,
+    encode: Encode,
+    independent: Encode | None,
+    noise: float = 0.0,
+    controls: bool = True,
+    resamples: int = 1000,
+    seed: int = 0,
+    advance: Callable[[str], None] = lambda label: None,
+) -> RoundTrip:
+    """Decode the sample with every decoder and its controls, re-encode, and score.
+
+    Args:
+        encode: the encoder that the vectors come from, for `cosine`.
+        independent: an encoder that took no part, for `cosine_independent`; None leaves the column empty.
+        noise: length of the Gaussian noise added to each vector, relative to the vector's own (which is then restored).
+        advance: called with the label of each row when it is done.
+    """
+    given_ND = add_noise(sample.z_ND, noise, seed)
+    own_independent_ND = None if independent is None else independent(sample.texts)
+    drawn_RG = intervals.draw(int(sample.document_N.max()) + 1, resamples, seed)
+    result = RoundTrip()
+    for decoder in decoders:
+        for vector, z_ND in _inputs(decoder, given_ND, seed, controls=controls):
+            started = time.perf_counter()
+            texts = [text.strip() for text in decoder.decode(z_ND, seed=seed)]
+            seconds = time.perf_counter() - started
+            assert len(texts) == len(sample.texts), f"{decoder.name} gave {len(texts)} sentences for {len(sample.texts)} vectors"
+            scores = text_metrics.score_texts(texts, sample.texts)
+            cosine_N = cosines(_encode_written(encode, texts), sample.z_ND)
+            independent_N = None
+            if independent is not None and own_independent_ND is not None:
+                independent_N = cosines(_encode_written(independent, texts), own_independent_ND)
+            label = decoder.name if vector == "own" else f"{decoder.name}, {vector} vector"
+            common = {
+                "label": label,
+                "encoder": sample.encoder,
+                "decoder": decoder.name,
+                "vector": vector,
+                "residual": "none",
+                "residual_dims": 0,
+                "domain": sample.domain,
+                "noise": noise,
+            }
+            measured = _Measured(sample, scores, cosine_N, independent_N, seconds, decoder.encoder_calls_per_sentence)
+            result.rows.append(common | measured.row(np.ones(len(texts), dtype=bool), drawn_RG))
+            for name, inside_N in length_buckets(sample.texts):
+                result.by_length.append(common | {"length": name} | measured.row(inside_N, drawn_RG))
+            result.texts[label] = texts
+            advance(label)
+    return result
+
+
+@dataclass(frozen=True)
+class _Measured:
+    sample: Sample
+    scores: TextScores
+    cosine_N: np.ndarray
+    independent_N: np.ndarray | None
+    decode_seconds: float
+    encoder_calls: float
+
+    def row(self, inside_N: np.ndarray, drawn_RG: np.ndarray) -> dict[str, Any]:
+        """Means over the sentences `inside_N`; time cannot be split by sentence and is that of the whole sample."""
+        document_N = self.sample.document_N[inside_N]
+        columns = {
+            "exact_match": self.scores.exact_match_N,
+            "token_f1": self.scores.token_f1_N,
+            "chrf": self.scores.chrf_N,
+            "cosine": self.cosine_N,
+        }
+        if self.independent_N is not None:
+            columns["cosine_independent"] = self.independent_N
+        estimates = {name: intervals.mean(values[inside_N], document_N, drawn_RG) for name, values in columns.items()}
+        counts_GM = np.zeros((drawn_RG.shape[1], self.scores.bleu_counts_NM.shape[1]))
+        np.add.at(counts_GM, document_N, self.scores.bleu_counts_NM[inside_N])
+        estimates["bleu"] = intervals.statistic(counts_GM, drawn_RG, text_metrics.bleu_of)
+        texts = [text for text, inside in zip(self.sample.texts, inside_N, strict=True) if inside]
+        seconds = self.decode_seconds + self.sample.encode_seconds
+        return {
+            "n": len(texts),
+            "n_documents": len(np.unique(document_N)),
+            "cosine_independent": None,
+            **{name: estimate.value for name, estimate in estimates.items()},
+            "certified": None,
+            "false_certificates": None,
+            "bytes_per_sentence": self.sample.z_ND.shape[1] * self.sample.bytes_per_value,
+            "utf8_bytes": float(text_metrics.utf8_bytes(texts).mean()),
+            "zstd_bytes": float(text_metrics.zstd_bytes(texts).mean()),
+            "zstd_bytes_together": text_metrics.zstd_bytes_together(texts),
+            "encoder_calls": self.encoder_calls,
+            "sentences_per_second": len(self.cosine_N) / max(seconds, 1e-9),
+            "decode_seconds_per_sentence": self.decode_seconds / len(self.cosine_N),
+            "encode_seconds_per_sentence": self.sample.encode_seconds / len(self.cosine_N),
+            "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
+        }
+
+
+def add_noise(z_ND: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    """Vectors with Gaussian noise of `noise` times their length, brought back to their length."""
+    if noise == 0:
+        return z_ND
+    length_N1 = np.linalg.norm(z_ND, axis=1, keepdims=True)
+    drawn_ND = np.random.default_rng((seed, 1)).standard_normal(z_ND.shape) / np.sqrt(z_ND.shape[1])
+    noisy_ND = z_ND + noise * length_N1 * drawn_ND
+    return (noisy_ND * length_N1 / np.maximum(np.linalg.norm(noisy_ND, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def cosines(one_ND: np.ndarray, other_ND: np.ndarray) -> np.ndarray:
+    """Cosine of each pair of rows; 0 where a row is all zeros."""
+    lengths_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
+    return np.where(lengths_N > 0, (one_ND * other_ND).sum(1) / np.maximum(lengths_N, 1e-12), 0.0)
+
+
+def length_buckets(texts: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+    """Name and members (bool [N]) of each length bucket that has any."""
+    length_N = np.asarray([len(text) for text in texts])
+    buckets = []
+    for low, high in LENGTH_BUCKETS:
+        inside_N = (length_N >= low) & (length_N <= (high or length_N.max()))
+        if inside_N.any():
+            buckets.append((f"{low}–{high}" if high else f"over {low - 1}", inside_N))
+    return buckets
+
+
+def _inputs(decoder: DecoderLike, given_ND: np.ndarray, seed: int, *, controls: bool) -> list[tuple[str, np.ndarray]]:
+    inputs = [("own", given_ND)]
+    if controls and decoder.name != "retrieval":
+        shift = 1 + seed % max(1, len(given_ND) - 1)  # a rotation leaves no vector in its place
+        inputs.append(("shuffled", np.roll(given_ND, shift, axis=0)))
+        inputs.append(("zero", np.zeros_like(given_ND)))
+    return inputs
+
+
+def _encode_written(encode: Encode, texts: Sequence[str]) -> np.ndarray:
+    """Encode what a decoder wrote; an empty text has no meaning and gets the zero vector."""
+    written = [n for n, text in enumerate(texts) if text]
+    if not written:
+        return np.zeros((len(texts), encode(["nothing"]).shape[1]), dtype=np.float32)
+    vectors_ND = np.asarray(encode([texts[n] for n in written]), dtype=np.float32)
+    out_ND = np.zeros((len(texts), vectors_ND.shape[1]), dtype=np.float32)
+    out_ND[written] = vectors_ND
+    return out_ND

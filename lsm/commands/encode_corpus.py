@@ -1,0 +1,102 @@
+"""`lsm encode-corpus`: documents → a corpus of sentence vectors; interrupt it and run it again as you like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from lsm.config import CommonOptions
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """Encode documents into a corpus of sentence vectors."""
+
+    inputs: Positional[tuple[str, ...]]
+    """Files, folders or globs of .txt .md .jsonl[.gz|.zst] .parquet, a recipe name, or hf:DATASET[:SPLIT]."""
+    out: Path
+    """Folder of the corpus."""
+    encoder: str = "minilm"
+    """Asset name, hub id or folder of a sentence-transformers or transformers model; stub = a hash, for trying."""
+    residual: str = "none"
+    """Residual code to store beside the semantic vectors."""
+    workers: int | None = None
+    """Encoding processes; default: one a core, two on a GPU. The bytes do not depend on it."""
+    limit_documents: int | None = None
+    """Read no more than so many documents."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto goes on with an interrupted run, never refuses a folder that holds one, must refuses one that does not."""
+    append: bool = False
+    """Add the documents that a finished corpus does not hold yet."""
+    language: str = "en"
+    """Language of the sentence segmentation (ISO 639-1)."""
+    segmenter: Literal["sentencex", "sat"] = "sentencex"
+    """Who finds the sentence boundaries; sat needs the extra lsm[sat]."""
+    cap_characters: int = 200
+    """Longer sentences are split at clause boundaries."""
+    shard_rows: int = 16384
+    """Sentences a shard holds."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoder; auto = bf16 where the hardware multiplies it natively."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Encode and return the counts."""
+    from functools import partial
+
+    from lsm.encode.encoder import encoder_info
+    from lsm.encode.plan import RunPlan, Stage, input_bytes, input_names
+    from lsm.encode.run import EncodeJob, encode_corpus
+    from lsm.encode.settings import EncodeSettings
+    from lsm.errors import UserError
+    from lsm.text.readers import iter_documents
+    from lsm.text.segment import segment
+
+    if options.residual != "none":
+        raise UserError(f"--residual {options.residual}: this version stores semantic vectors only; use --residual none")
+    if not options.inputs:
+        raise UserError("encode-corpus: name at least one INPUT (file, folder, glob, recipe or hf:DATASET)")
+    settings = EncodeSettings(
+        language=options.language, segmenter=options.segmenter, cap_characters=options.cap_characters, shard_rows=options.shard_rows
+    )  # fmt: skip
+    info = encoder_info(options.encoder, device=options.device, precision=options.precision)
+    how = {"language": settings.language, "cap_characters": settings.cap_characters, "fits": info.fits}
+    if settings.segmenter != "sentencex":
+        how["segmenter"] = settings.segmenter
+    job = EncodeJob(
+        out=options.out,
+        info=info,
+        plan=RunPlan.of(info.fingerprint, settings),
+        stage=Stage(input_names(options.inputs), options.limit_documents, 0),
+        segment=partial(segment, **how),
+        precision=options.precision,
+        workers=options.workers,
+        resume=options.resume,
+        append=options.append,
+        expected_bytes=input_bytes(options.inputs),
+        quiet=options.quiet,
+    )
+    results = encode_corpus(job, iter_documents(options.inputs, limit=options.limit_documents))
+    print(_summary(results))
+    return results
+
+
+def _summary(results: dict[str, Any]) -> str:
+    lines = [
+        f"corpus {results['corpus']}: {results['n_documents']:,} documents, {results['n_sentences']:,} sentences, "
+        f"{results['n_shards']} shards, {results['corpus_bytes'] / 2**20:,.1f} MiB"
+    ]
+    if results["n_sentences_written"]:
+        lines.append(f"written now: {results['n_sentences_written']:,} sentences at {results['sentences_per_second']:,} sentences/s")
+    lines.append(f"truncated by the encoder: {results['n_truncated']:,} sentences")
+    for key, what in (
+        ("n_blank_documents", "blank documents passed over"),
+        ("n_documents_present_before", "documents were there already"),
+        ("n_documents_mended", "documents held broken surrogates, replaced by U+FFFD"),
+    ):
+        if results[key]:
+            lines.append(f"{results[key]:,} {what}")
+    return "\n".join(lines)

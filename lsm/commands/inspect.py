@@ -1,0 +1,171 @@
+"""`lsm inspect`: what a corpus, run or adapter folder is, what it counts, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from lsm.config import CommonOptions
+from lsm.errors import UserError
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """Say what a corpus, run or adapter is, and whether it is whole."""
+
+    path: Positional[Path]
+    """Folder of a corpus, run, model or adapter."""
+    verify: bool = False
+    """Read everything and compare it with its hashes."""
+    text: bool = False
+    """Corpus only: print the documents, rebuilt from their sentences."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Describe the folder; `--verify` ends in a `UserError` at the first thing that is broken."""
+    from lsm.corpus.format import MANIFEST, PLAN
+
+    path = options.path
+    if not path.is_dir():
+        raise UserError(f"{path} is {'a file, not a folder' if path.exists() else 'not there'}; name a corpus, run or adapter folder")
+    if (path / MANIFEST).exists() or (path / PLAN).exists():
+        return _corpus(options)
+    if options.text:
+        raise UserError(f"--text: {path} is not a corpus; only a corpus holds text")
+    if (path / "config.yaml").exists() or list(path.glob("step-*")):
+        return _run(options)
+    if (path / "config.json").exists() or list(path.glob("*.safetensors")):
+        return _model(options)
+    raise UserError(f"{path} is neither a corpus nor a run nor an adapter (no {MANIFEST}, config.yaml, config.json or *.safetensors)")
+
+
+def _corpus(options: Options) -> dict[str, Any]:
+    import sys
+
+    from lsm.corpus.format import MANIFEST, PLAN, SHARDS, encoder_line
+    from lsm.corpus.reader import Corpus
+    from lsm.corpus.verify import verify
+    from lsm.files import DONE_MARKER, read_json
+    from lsm.progress import Progress
+
+    path = options.path
+    if not (path / MANIFEST).exists():
+        done = [read_json(marker) for marker in sorted((path / SHARDS).glob(f"*/{DONE_MARKER}"))]
+        if options.verify or options.text:
+            raise UserError(f"{path} is unfinished ({len(done)} shards are done); run its encode-corpus command again to finish it")
+        plan = read_json(path / PLAN)
+        counts = {key: sum(entry[key] for entry in done) for key in ("n_documents", "n_sentences")}
+        print(f"corpus {path}: UNFINISHED, {len(done)} shards done, {counts['n_sentences']:,} sentences; run encode-corpus again")
+        print(f"  encoder  {encoder_line(plan['encoder'])}")
+        return {"kind": "corpus", "whole": False, "n_shards": len(done), "encoder": plan["encoder"], **counts}
+    corpus = Corpus.open(path)
+    whole = None
+    if options.verify:
+        with Progress("verify", corpus.n_sentences, "sentences", quiet=options.quiet) as progress:
+            verify(corpus, progress.advance)
+        whole = True
+    manifest = corpus.manifest
+    keys = ("n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated", "encoder", "residual", "parts", "segmentation")
+    results = {"kind": "corpus", "whole": whole, "fingerprint": corpus.fingerprint, "n_shards": corpus.n_shards}
+    results |= {key: manifest[key] for key in keys}
+    if options.text:
+        for doc in range(corpus.n_documents):
+            sys.stdout.write(corpus.document_text(doc))
+        return results
+    print(f"corpus {path} [{corpus.fingerprint}], format version {manifest['format_version']}")
+    print(f"  encoder    {encoder_line(corpus.encoder)}, at most {corpus.encoder.get('max_tokens')} tokens")
+    print(f"  parts      {', '.join('{name} {dim} × {dtype}'.format(**part) for part in corpus.parts())}")
+    print(f"  documents  {corpus.n_documents:,}")
+    mean = manifest["n_characters"] / max(corpus.n_sentences, 1)
+    print(f"  sentences  {corpus.n_sentences:,} in {corpus.n_shards} shards, {mean:.0f} characters each")
+    print(f"  truncated  {manifest['n_truncated']:,} sentences were longer than the encoder reads")
+    print(f"  segmenter  {', '.join(f'{key} {value}' for key, value in manifest['segmentation'].items()) or 'unknown'}")
+    print("  whole      " + ("yes: every hash, row, vector and span agrees" if whole else "not checked; --verify reads everything"))
+    return results
+
+
+def _run(options: Options) -> dict[str, Any]:
+    from lsm.files import DONE_MARKER, read_json
+
+    path = options.path
+    config = (path / "config.yaml").read_text(encoding="utf-8") if (path / "config.yaml").exists() else ""
+    steps = [folder for folder in sorted(path.glob("step-*")) if (folder / DONE_MARKER).exists()]
+    final = path / "final"
+    lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (path / "metrics.jsonl").exists() else []
+    try:
+        last = json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path / 'metrics.jsonl'}, line {len(lines)}: not JSON; resume the run to mend it") from error
+    finished = final.is_dir() and any(final.glob("*.safetensors"))
+    print(f"run {path}: {'finished' if finished else 'unfinished: run its command again to go on'}")
+    print(f"  checkpoints {', '.join(folder.name for folder in steps) or 'none'}; {len(lines)} lines of metrics")
+    if last:
+        shown = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in last.items())
+        print(f"  last        {', '.join(shown)}")
+    print("  config\n" + "\n".join("    " + line for line in config.splitlines()))
+    results: dict[str, Any] = {"kind": "run", "finished": finished, "checkpoints": [folder.name for folder in steps], "last_metrics": last}
+    for folder in [*steps, *([final] if finished else [])]:
+        for file in sorted(folder.glob("*.safetensors")):
+            summary = _safetensors(file, read_all=options.verify)
+            results.setdefault("tensors", {})[f"{folder.name}/{file.name}"] = summary
+            print(f"  {folder.name}/{file.name}: {summary['parameters']:,} numbers, {summary['bytes'] / 2**20:.1f} MiB")
+        if (folder / "state.json").exists():
+            results.setdefault("states", {})[folder.name] = read_json(folder / "state.json")
+    results["whole"] = True if options.verify else None
+    print("  whole       " + ("yes: every tensor is complete and finite" if options.verify else "not checked; --verify reads everything"))
+    return results
+
+
+def _model(options: Options) -> dict[str, Any]:
+    from lsm.files import read_json
+
+    path = options.path
+    config = read_json(path / "config.json") if (path / "config.json").exists() else {}
+    print(f"model or adapter {path}")
+    for line in json.dumps(config, indent=2, ensure_ascii=False).splitlines():
+        print("  " + line)
+    results: dict[str, Any] = {"kind": "adapter", "config": config, "tensors": {}, "whole": True if options.verify else None}
+    for file in sorted(path.glob("*.safetensors")):
+        summary = results["tensors"][file.name] = _safetensors(file, read_all=options.verify)
+        print(f"  {file.name}: {summary['parameters']:,} numbers in {summary['tensors']} tensors, {summary['bytes'] / 2**20:.1f} MiB")
+    print("  whole: " + ("yes: every tensor is complete and finite" if options.verify else "not checked; --verify reads everything"))
+    return results
+
+
+def _safetensors(file: Path, *, read_all: bool) -> dict[str, Any]:
+    """Counts from a safetensors header; with `read_all` also that the file is complete and every float finite.
+
+    The header is read by hand: it needs neither torch nor a dtype that numpy knows (bf16).
+    """
+    import numpy as np
+
+    way_out = "make it again or copy it again"
+    size = file.stat().st_size
+    with open(file, "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise UserError(f"{file} is not a whole safetensors file (its header claims {length} bytes of {size}); {way_out}")
+        try:
+            header = json.loads(handle.read(length))
+        except ValueError as error:
+            raise UserError(f"{file} is not a safetensors file (broken header); {way_out}") from error
+    metadata = header.pop("__metadata__", {})
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if 8 + length + end != size:
+        raise UserError(f"{file} is truncated or changed: {size} bytes, its header says {8 + length + end}; {way_out}")
+    exponent = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
+    if read_all and size > 8 + length:
+        data = np.memmap(file, np.uint8, mode="r", offset=8 + length)
+        for name, entry in header.items():
+            first, stop = entry["data_offsets"]
+            if entry["dtype"] in exponent and stop > first:
+                kind, mask = exponent[entry["dtype"]]
+                bits = np.frombuffer(data[first:stop].tobytes(), kind)
+                if ((bits & mask) == mask).any():
+                    raise UserError(f"{file}: tensor {name} holds NaN or infinity; go back to an earlier checkpoint")
+    parameters = sum(int(np.prod(entry["shape"], dtype=np.int64)) for entry in header.values())
+    return {"tensors": len(header), "parameters": parameters, "bytes": size, "metadata": metadata}

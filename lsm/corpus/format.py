@@ -1,0 +1,103 @@
+"""The corpus format: file names, parquet schemas, and what makes two encoders the same; reader and writer agree on it here.
+
+    corpus/ manifest.json plan.json documents.parquet
+            shards/00000/ semantic.npy sentences.parquet documents.parquet done.json
+
+No file holds a time, a host name or a path, so the same input gives the same bytes anywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lsm.errors import UserError
+from lsm.files import fingerprint
+
+FORMAT = "lsm-corpus"
+FORMAT_VERSION = 1
+
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+DOCUMENTS = "documents.parquet"
+SENTENCES = "sentences.parquet"
+SEMANTIC = "semantic.npy"
+SHARDS = "shards"
+SHARD_FILES = (SEMANTIC, SENTENCES, DOCUMENTS)
+
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("source", pa.string()),
+        ("title", pa.string()),
+        ("shard", pa.int32()),
+        ("first_row", pa.int64()),  # row of its first sentence inside the shard
+        ("n_sentences", pa.int32()),
+        ("lead", pa.string()),  # what stands before the first sentence
+        ("text_sha256", pa.string()),
+        ("n_characters", pa.int64()),
+    ]
+)
+SENTENCE_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.dictionary(pa.int32(), pa.string())),
+        ("index", pa.int32()),
+        ("section", pa.int32()),
+        ("part", pa.int32()),  # 0 = whole sentence or first piece, 1, 2 … = later pieces of a split sentence
+        ("text", pa.string()),
+        ("char_start", pa.int64()),
+        ("char_end", pa.int64()),
+        ("gap", pa.string()),  # what stands between this sentence and the next
+        ("n_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+    ]
+)
+
+_ENCODER_IDENTITY = ("sha256", "pooling", "normalised", "dim", "max_tokens")
+"""Keys of an encoder fingerprint that say which space its vectors live in (name, source and dtype may differ)."""
+
+
+def shard_name(index: int) -> str:
+    """Folder name of a shard: 0 → `00000`."""
+    return f"{index:05d}"
+
+
+def shard_folder(corpus: Path, index: int) -> Path:
+    """Where shard `index` of a corpus lies."""
+    return corpus / SHARDS / shard_name(index)
+
+
+def semantic_part(dim: int) -> dict[str, Any]:
+    """The manifest's entry for the frozen encoder's output."""
+    return {"name": "semantic", "dim": dim, "dtype": "float16", "scale": None}
+
+
+def same_space(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two encoder fingerprints stand for the same vector space (float32 and bf16 of one model do)."""
+    return all(one.get(key) == other.get(key) for key in _ENCODER_IDENTITY)
+
+
+def encoder_line(encoder: dict[str, Any]) -> str:
+    """An encoder fingerprint in a few words: `minilm (384 dims, sha256 1a2b3c4d5e6f, mean, bfloat16)`."""
+    sha256 = str(encoder.get("sha256") or "none")[:12]
+    return f"{encoder.get('name')} ({encoder.get('dim')} dims, sha256 {sha256}, {encoder.get('pooling')}, {encoder.get('dtype')})"
+
+
+def require_same_space(found: dict[str, Any], wanted: dict[str, Any], *, what: str) -> None:
+    """Refuse vectors of another encoder.
+
+    Args:
+        found: encoder fingerprint of `what`.
+        wanted: encoder fingerprint of the thing that shall read it.
+        what: name of the file or folder for the message.
+
+    Raises:
+        UserError: the two differ; the message shows both.
+    """
+    if not same_space(found, wanted):
+        raise UserError(
+            f"{what} was encoded by {encoder_line(found)} [{fingerprint(found)}], but {encoder_line(wanted)} [{fingerprint(wanted)}] "
+            f"is needed; encode it again with --encoder {wanted.get('name')} or use what was made for {found.get('name')}"
+        )

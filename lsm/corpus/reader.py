@@ -1,0 +1,230 @@
+"""Reading a corpus: vectors memory-mapped, texts loaded shard by shard when asked for.
+
+Shape letters: S sentences of a document, D vector width, B rows asked for.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lsm.corpus import format as layout
+from lsm.errors import UserError
+from lsm.files import fingerprint, read_json
+
+_TABLES_KEPT = 8
+"""Sentence tables held in memory at a time: a few MB each."""
+
+
+class Corpus:
+    """A finished corpus on disk. Documents are numbered 0 … n_documents − 1, rows (sentences) 0 … n_sentences − 1 throughout.
+
+    Opening reads the manifest only. Rows of one document are neighbours, in reading order.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self._vectors: dict[tuple[int, str], np.ndarray] = {}
+        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
+        counts = [shard["n_sentences"] for shard in manifest["shards"]]
+        self._shard_starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Corpus:
+        """Open a corpus folder.
+
+        Raises:
+            UserError: not a folder, not a corpus, unfinished, or written by a newer lsm; the message says which.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"corpus {path} does not exist; make it with: lsm encode-corpus INPUT --out {path}")
+        if not (path / layout.MANIFEST).exists():
+            if (path / layout.PLAN).exists():
+                raise UserError(f"corpus {path} is unfinished (no {layout.MANIFEST}); run its encode-corpus command again to finish it")
+            raise UserError(f"{path} is not a corpus (no {layout.MANIFEST}); make one with: lsm encode-corpus INPUT --out DIR")
+        manifest = read_json(path / layout.MANIFEST)
+        if not isinstance(manifest, dict) or manifest.get("format") != layout.FORMAT:
+            raise UserError(f"{path / layout.MANIFEST} is not the manifest of a corpus; name the folder that encode-corpus wrote")
+        if manifest.get("format_version") != layout.FORMAT_VERSION:
+            raise UserError(
+                f"corpus {path} has format version {manifest.get('format_version')}, this lsm reads {layout.FORMAT_VERSION}; update lsm"
+            )
+        return cls(path, manifest)
+
+    def __repr__(self) -> str:
+        return f"Corpus({str(self.path)!r}, {self.n_documents:,} documents, {self.n_sentences:,} sentences, {self.dim} dims)"
+
+    @property
+    def n_documents(self) -> int:
+        """Number of documents."""
+        return int(self.manifest["n_documents"])
+
+    @property
+    def n_sentences(self) -> int:
+        """Number of sentences = rows."""
+        return int(self.manifest["n_sentences"])
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards."""
+        return len(self.manifest["shards"])
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """Fingerprint of the frozen encoder."""
+        return self.manifest["encoder"]
+
+    @property
+    def dim(self) -> int:
+        """Width D of the semantic vectors."""
+        return int(self.encoder["dim"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that stand for every byte of this corpus (what a run resumes against)."""
+        return fingerprint(self.manifest)
+
+    def parts(self) -> list[dict[str, Any]]:
+        """What a vector is made of: [{name, dim, dtype, scale}]."""
+        return self.manifest["parts"]
+
+    def require_encoder(self, wanted: dict[str, Any]) -> None:
+        """Raise `UserError`, showing both fingerprints, unless this corpus lives in the vector space of `wanted`."""
+        layout.require_same_space(self.encoder, wanted, what=f"corpus {self.path}")
+
+    @cached_property
+    def documents(self) -> pa.Table:
+        """The table of documents (`format.DOCUMENT_SCHEMA`), one row a document."""
+        table = self._parquet(self.path / layout.DOCUMENTS)
+        if len(table) < self.n_documents:
+            raise UserError(f"{self.path / layout.DOCUMENTS} lists {len(table)} documents, the manifest {self.n_documents}; encode again")
+        # An append that died between this table and the manifest has left further rows: they do not exist yet.
+        return table.slice(0, self.n_documents)
+
+    @cached_property
+    def doc_ids(self) -> list[str]:
+        """Every document's id, in order."""
+        return self.documents["doc_id"].to_pylist()
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """First row of every document and, last, n_sentences: int64 [n_documents + 1]."""
+        lengths = self.documents["n_sentences"].to_numpy().astype(np.int64)
+        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+    def rows(self, doc: int) -> tuple[int, int]:
+        """Rows [start, stop) of a document."""
+        assert 0 <= doc < self.n_documents, f"document {doc} of {self.n_documents}"
+        return int(self.starts[doc]), int(self.starts[doc + 1])
+
+    def document_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Number of the document that each row belongs to, int64 [B]."""
+        return np.searchsorted(self.starts, np.asarray(rows, dtype=np.int64), side="right") - 1
+
+    def vectors(self, doc: int, part: str = "semantic") -> np.ndarray:
+        """Sentence vectors of a document, float16 [S, D], a view into the memory-mapped shard."""
+        shard, first, stop = self._place(doc)
+        return self._shard_vectors(shard, part)[first:stop]
+
+    def vector_at(self, rows: Sequence[int] | np.ndarray, part: str = "semantic") -> np.ndarray:
+        """Sentence vectors of any rows, float16 [B, D], in the order asked for."""
+        rows = np.asarray(rows, dtype=np.int64)
+        out_BD = np.empty((len(rows), self._part_dim(part)), dtype=np.float16)
+        for shard, where, local in self._by_shard(rows):
+            out_BD[where] = self._shard_vectors(shard, part)[local]
+        return out_BD
+
+    def sentences(self, doc: int) -> pa.Table:
+        """The table of a document's sentences (`format.SENTENCE_SCHEMA`)."""
+        shard, first, stop = self._place(doc)
+        return self._table(shard).slice(first, stop - first)
+
+    def texts(self, doc: int) -> list[str]:
+        """A document's sentences as text, [S]."""
+        return self.sentences(doc)["text"].to_pylist()
+
+    def text_at(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The text of any rows, [B], in the order asked for."""
+        rows = np.asarray(rows, dtype=np.int64)
+        out: list[str] = [""] * len(rows)
+        for shard, where, local in self._by_shard(rows):
+            for place, text in zip(where, self._table(shard)["text"].take(pa.array(local)).to_pylist(), strict=True):
+                out[place] = text
+        return out
+
+    def column(self, name: str) -> np.ndarray:
+        """One numeric column of all sentences (section, part, n_tokens, truncated …), [n_sentences]."""
+        files = [layout.shard_folder(self.path, shard) / layout.SENTENCES for shard in range(self.n_shards)]
+        pieces = [self._parquet(file, [name])[name].to_numpy() for file in files]
+        return np.concatenate(pieces) if pieces else np.zeros(0)
+
+    def document_text(self, doc: int) -> str:
+        """The document as it was read, exactly."""
+        table = self.sentences(doc)
+        pieces = [self.documents["lead"][doc].as_py()]
+        for text, gap in zip(table["text"].to_pylist(), table["gap"].to_pylist(), strict=True):
+            pieces += (text, gap)
+        return "".join(pieces)
+
+    def _place(self, doc: int) -> tuple[int, int, int]:
+        start, stop = self.rows(doc)
+        shard = int(self.documents["shard"][doc].as_py())
+        offset = int(self._shard_starts[shard])
+        return shard, start - offset, stop - offset
+
+    def _by_shard(self, rows: np.ndarray) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.n_sentences):
+            raise IndexError(f"rows must lie in 0 … {self.n_sentences - 1}")
+        shard_of = np.searchsorted(self._shard_starts, rows, side="right") - 1
+        for shard in np.unique(shard_of):
+            where = np.flatnonzero(shard_of == shard)
+            yield int(shard), where, rows[where] - self._shard_starts[shard]
+
+    def _part_dim(self, part: str) -> int:
+        return next(int(entry["dim"]) for entry in self.parts() if entry["name"] == part)
+
+    def _shard_vectors(self, shard: int, part: str) -> np.ndarray:
+        if (shard, part) not in self._vectors:
+            path = layout.shard_folder(self.path, shard) / f"{part}.npy"
+            try:
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise self._broken(path, error) from error
+            wanted = (self.manifest["shards"][shard]["n_sentences"], self._part_dim(part))
+            if array.shape != wanted or array.dtype != np.float16:
+                raise self._broken(path, f"{array.dtype} {array.shape} instead of float16 {wanted}")
+            self._vectors[shard, part] = array
+        return self._vectors[shard, part]
+
+    def _table(self, shard: int) -> pa.Table:
+        if shard not in self._tables:
+            path = layout.shard_folder(self.path, shard) / layout.SENTENCES
+            table = self._parquet(path)
+            if len(table) != self.manifest["shards"][shard]["n_sentences"]:
+                raise self._broken(path, f"{len(table)} rows instead of {self.manifest['shards'][shard]['n_sentences']}")
+            self._tables[shard] = table
+            if len(self._tables) > _TABLES_KEPT:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(shard)
+        return self._tables[shard]
+
+    def _parquet(self, path: Path, columns: list[str] | None = None) -> pa.Table:
+        try:
+            return pq.read_table(path, columns=columns, partitioning=None)
+        except (OSError, pa.ArrowException) as error:
+            raise self._broken(path, error) from error
+
+    def _broken(self, path: Path, why: object) -> UserError:
+        reason = " ".join(str(why).split())[:200]
+        return UserError(
+            f"{path} is damaged or missing ({reason}); see `lsm inspect {self.path} --verify`, "
+            "then delete its shard folder and run encode-corpus again"
+        )

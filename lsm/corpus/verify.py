@@ -1,0 +1,104 @@
+"""Is a corpus whole? Every file against its hash, every row against its table, every document against its own text.
+
+Shape letters: S sentences of a shard, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lsm.corpus import format as layout
+from lsm.corpus.reader import Corpus
+from lsm.corpus.writer import content_sha256, read_done, text_sha256
+from lsm.errors import UserError
+from lsm.files import sha256_file
+
+
+def verify(corpus: Corpus, advance: Callable[[int], None] = lambda n: None) -> None:
+    """Check a finished corpus from end to end, shard by shard.
+
+    Args:
+        advance: called with the number of sentences of every shard that is good.
+
+    Raises:
+        UserError: names the first broken shard, what is wrong with it, and how to mend it.
+    """
+    table = corpus.path / layout.DOCUMENTS
+    if not table.exists() or sha256_file(table) != corpus.manifest["documents_sha256"]:
+        raise UserError(
+            f"{table} is missing or differs from its hash in {layout.MANIFEST}; "
+            f"delete {corpus.path / layout.MANIFEST} and run encode-corpus again"
+        )
+    n_documents = 0
+    for index, entry in enumerate(corpus.manifest["shards"]):
+        problem = shard_problem(corpus.path, index, corpus.dim) or _differs_from_manifest(corpus, index)
+        if problem:
+            raise UserError(
+                f"{corpus.path} is not whole: shard {entry['name']}: {problem}; delete {layout.shard_folder(corpus.path, index)} "
+                "and run the encode-corpus command that made it again"
+            )
+        n_documents += entry["n_documents"]
+        advance(entry["n_sentences"])
+    if n_documents != corpus.n_documents or int(corpus.starts[-1]) != corpus.n_sentences:
+        raise UserError(f"{corpus.path / layout.MANIFEST}: its counts contradict its shards; delete it and run encode-corpus again")
+
+
+def shard_problem(path: Path, index: int, dim: int) -> str | None:
+    """What is wrong with a shard, in a few words; None when it is whole."""
+    folder = layout.shard_folder(path, index)
+    try:
+        done = read_done(path, index)
+        if done is None:
+            return "it is missing"
+        for name, sha256 in done["files"].items():
+            if not (folder / name).exists():
+                return f"{name} is missing"
+            if sha256_file(folder / name) != sha256:
+                return f"{name} differs from its hash (truncated or changed)"
+        z_SD = np.load(folder / layout.SEMANTIC, mmap_mode="r", allow_pickle=False)
+        sentences = pq.read_table(folder / layout.SENTENCES, partitioning=None)
+        documents = pq.read_table(folder / layout.DOCUMENTS, partitioning=None)
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        return " ".join(str(error).split())[:200]
+    if z_SD.shape != (done["n_sentences"], dim) or z_SD.dtype != np.float16:
+        return f"{layout.SEMANTIC} holds {z_SD.dtype} {z_SD.shape}, not float16 {(done['n_sentences'], dim)}"
+    if len(sentences) != done["n_sentences"] or len(documents) != done["n_documents"]:
+        return f"{len(sentences)} sentences and {len(documents)} documents, not {done['n_sentences']} and {done['n_documents']}"
+    if not np.isfinite(z_SD).all():
+        return f"vector {int(np.flatnonzero(~np.isfinite(z_SD).all(axis=1))[0])} is not finite"
+    return _text_problem(sentences, documents, done["content_sha256"])
+
+
+def _text_problem(sentences: pa.Table, documents: pa.Table, expected: str) -> str | None:
+    row = 0
+    columns = {name: sentences[name].to_pylist() for name in ("doc_id", "text", "gap", "char_start", "char_end")}
+    rows = documents.to_pylist()
+    for document in rows:
+        stop = row + document["n_sentences"]
+        if document["first_row"] != row:
+            return f"document {document['doc_id']!r} starts at row {document['first_row']}, not {row}"
+        pieces, at = [document["lead"]], len(document["lead"])
+        for i in range(row, stop):
+            text, gap = columns["text"][i], columns["gap"][i]
+            if columns["doc_id"][i] != document["doc_id"]:
+                return f"row {i} belongs to {columns['doc_id'][i]!r}, not {document['doc_id']!r}"
+            if (columns["char_start"][i], columns["char_end"][i]) != (at, at + len(text)):
+                return f"row {i} claims characters {columns['char_start'][i]} to {columns['char_end'][i]}, found {at} to {at + len(text)}"
+            pieces += (text, gap)
+            at += len(text) + len(gap)
+        if text_sha256("".join(pieces)) != document["text_sha256"]:
+            return f"document {document['doc_id']!r}: its sentences do not give its text back"
+        row = stop
+    if content_sha256((document["doc_id"], document["text_sha256"]) for document in rows) != expected:
+        return "its documents differ from its done.json"
+    return None
+
+
+def _differs_from_manifest(corpus: Corpus, index: int) -> str | None:
+    entry = {key: value for key, value in corpus.manifest["shards"][index].items() if key != "name"}
+    return None if read_done(corpus.path, index) == entry else f"its done.json differs from {layout.MANIFEST}"

@@ -1,0 +1,218 @@
+"""Writing a corpus: one atomic folder per shard, then the table of documents, then the manifest, last.
+
+Shape letters: S sentences (rows of a shard), D vector width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lsm.corpus import format as layout
+from lsm.errors import UserError
+from lsm.files import DONE_MARKER, atomic_folder, atomic_write, read_json, sha256_file, write_json
+
+
+class SentenceLike(Protocol):
+    """What the writer reads of a sentence (`lsm.text.segment.Sentence` has it)."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def char_start(self) -> int: ...
+    @property
+    def char_end(self) -> int: ...
+    @property
+    def gap(self) -> str: ...
+    @property
+    def section(self) -> int: ...
+    @property
+    def part(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class SegmentedDocument:
+    """A document cut into sentences: lead + every sentence's text + gap is the document, exactly."""
+
+    doc_id: str
+    source: str
+    title: str
+    text_sha256: str
+    n_characters: int
+    lead: str
+    sentences: Sequence[SentenceLike] = field(repr=False)
+
+
+def text_sha256(text: str) -> str:
+    """Hex sha256 of a document's UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content_sha256(documents: Iterable[tuple[str, str]]) -> str:
+    """Fingerprint of a shard's content from its (doc_id, text_sha256) pairs, in order."""
+    digest = hashlib.sha256()
+    for doc_id, sha256 in documents:
+        digest.update(json.dumps([doc_id, sha256], ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def write_shard(
+    corpus: Path,
+    index: int,
+    documents: Sequence[SegmentedDocument],
+    z_SD: np.ndarray,
+    n_tokens: Sequence[int] | np.ndarray,
+    truncated: Sequence[bool] | np.ndarray,
+) -> dict[str, Any]:
+    """Write shard `index` as one atomic folder; returns its done record.
+
+    Args:
+        documents: the shard's documents, in order; their sentences are the rows.
+        z_SD: sentence vectors, stored as float16.
+        n_tokens: tokens the encoder read of each sentence, [S].
+        truncated: whether the encoder cut the sentence, [S].
+
+    Raises:
+        UserError: a vector is not finite in float16, the disk is full, or the folder cannot be written.
+    """
+    counts = [len(document.sentences) for document in documents]
+    assert z_SD.ndim == 2 and len(z_SD) == sum(counts) == len(n_tokens) == len(truncated)
+    with np.errstate(over="ignore"):
+        half_SD = np.ascontiguousarray(z_SD, dtype="<f2")
+    _refuse_not_finite(half_SD, documents)
+    tables = {layout.SENTENCES: _sentence_table(documents, n_tokens, truncated), layout.DOCUMENTS: _document_table(index, documents)}
+    with atomic_folder(layout.shard_folder(corpus, index)) as folder:
+        with open(folder / layout.SEMANTIC, "wb") as handle:
+            write_npy(handle, half_SD)
+        for name, table in tables.items():
+            write_parquet(folder / name, table)
+        done = {
+            "content_sha256": content_sha256((document.doc_id, document.text_sha256) for document in documents),
+            "files": {name: sha256_file(folder / name) for name in layout.SHARD_FILES},
+            "n_characters": sum(document.n_characters for document in documents),
+            "n_documents": len(documents),
+            "n_sentences": len(half_SD),
+            "n_tokens": int(np.sum(n_tokens, dtype=np.int64)),
+            "n_truncated": int(np.sum(truncated, dtype=np.int64)),
+        }
+        write_json(folder / DONE_MARKER, done)
+    return done
+
+
+def read_done(corpus: Path, index: int) -> dict[str, Any] | None:
+    """The done record of shard `index`, or None when the shard does not exist (no marker = no shard)."""
+    marker = layout.shard_folder(corpus, index) / DONE_MARKER
+    return read_json(marker) if marker.exists() else None
+
+
+def write_manifest(corpus: Path, n_shards: int, encoder: dict[str, Any], segmentation: dict[str, Any]) -> dict[str, Any]:
+    """Make a corpus of the first `n_shards` finished shards: `documents.parquet`, then `manifest.json`, last.
+
+    The tables of documents are joined shard by shard, so memory stays bounded by one shard.
+    """
+    shards = []
+    with atomic_write(corpus / layout.DOCUMENTS) as handle, pq.ParquetWriter(handle, layout.DOCUMENT_SCHEMA, compression="zstd") as writer:
+        for index in range(n_shards):
+            done = read_done(corpus, index)
+            if done is None:
+                folder = layout.shard_folder(corpus, index)
+                raise UserError(f"{folder} is missing; run the encode-corpus command (or --append) that made it again")
+            writer.write_table(pq.read_table(layout.shard_folder(corpus, index) / layout.DOCUMENTS, schema=layout.DOCUMENT_SCHEMA))
+            shards.append({"name": layout.shard_name(index), **done})
+    manifest = {
+        "format": layout.FORMAT,
+        "format_version": layout.FORMAT_VERSION,
+        "encoder": encoder,
+        "residual": None,
+        "parts": [layout.semantic_part(int(encoder["dim"]))],
+        "segmentation": segmentation,
+        "documents_sha256": sha256_file(corpus / layout.DOCUMENTS),
+        "shards": shards,
+        **{key: sum(shard[key] for shard in shards) for key in ("n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated")},
+    }
+    write_json(corpus / layout.MANIFEST, manifest)
+    return manifest
+
+
+def write_corpus(
+    corpus: Path, documents: Sequence[SegmentedDocument], z_SD: np.ndarray, encoder: dict[str, Any], *, documents_per_shard: int = 1000
+) -> dict[str, Any]:
+    """Write a whole small corpus from vectors in memory (tests, tools); returns its manifest.
+
+    Args:
+        documents: all documents; their sentences, in order, are the rows of `z_SD`.
+        encoder: the fingerprint to carry; at least `name` and `dim`.
+    """
+    assert documents_per_shard > 0
+    row = n_shards = 0
+    for first in range(0, len(documents), documents_per_shard):
+        some = documents[first : first + documents_per_shard]
+        stop = row + sum(len(document.sentences) for document in some)
+        write_shard(corpus, n_shards, some, z_SD[row:stop], np.zeros(stop - row, np.int32), np.zeros(stop - row, bool))
+        row, n_shards = stop, n_shards + 1
+    corpus.mkdir(parents=True, exist_ok=True)
+    return write_manifest(corpus, n_shards, encoder, {})
+
+
+def write_npy(handle: IO[bytes], array: np.ndarray) -> None:
+    """`np.save` that reports a full disk: `ndarray.tofile` loses the errno, a plain write keeps it."""
+    np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(array))
+    handle.write(memoryview(array).cast("B") if array.size else b"")
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """A parquet file with the same bytes for the same table (zstd, one row group, no pandas metadata)."""
+    with open(path, "wb") as handle:
+        pq.write_table(table, handle, compression="zstd", row_group_size=max(len(table), 1))
+
+
+def _sentence_table(documents: Sequence[SegmentedDocument], n_tokens: Any, truncated: Any) -> pa.Table:
+    counts = np.array([len(document.sentences) for document in documents], dtype=np.int32)
+    rows = [sentence for document in documents for sentence in document.sentences]
+    doc_ids = pa.DictionaryArray.from_arrays(
+        pa.array(np.repeat(np.arange(len(documents), dtype=np.int32), counts)), pa.array([d.doc_id for d in documents], pa.string())
+    )
+    columns: dict[str, Any] = {
+        "doc_id": doc_ids,
+        "index": np.concatenate([np.arange(n, dtype=np.int32) for n in counts] or [np.zeros(0, np.int32)]),
+        "n_tokens": np.asarray(n_tokens, dtype=np.int32),
+        "truncated": np.asarray(truncated, dtype=bool),
+    }
+    for name in ("section", "part", "text", "char_start", "char_end", "gap"):
+        columns[name] = [getattr(row, name) for row in rows]
+    arrays = [
+        columns[name] if name == "doc_id" else pa.array(columns[name], kind)
+        for name, kind in zip(layout.SENTENCE_SCHEMA.names, layout.SENTENCE_SCHEMA.types, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=layout.SENTENCE_SCHEMA)
+
+
+def _document_table(shard: int, documents: Sequence[SegmentedDocument]) -> pa.Table:
+    first_row, rows = 0, []
+    for document in documents:
+        row = {name: getattr(document, name) for name in ("doc_id", "source", "title", "lead", "text_sha256", "n_characters")}
+        rows.append(row | {"shard": shard, "first_row": first_row, "n_sentences": len(document.sentences)})
+        first_row += len(document.sentences)
+    return pa.Table.from_pylist(rows, schema=layout.DOCUMENT_SCHEMA)
+
+
+def _refuse_not_finite(half_SD: np.ndarray, documents: Sequence[SegmentedDocument]) -> None:
+    bad = np.flatnonzero(~np.isfinite(half_SD).all(axis=1))
+    if not len(bad):
+        return
+    row = int(bad[0])
+    for document in documents:
+        if row < len(document.sentences):
+            raise UserError(
+                f"document {document.doc_id!r}, sentence {row}: the encoder gave a vector that is not finite in float16 "
+                f"({len(bad)} such rows in this shard); choose another --encoder, or take the sentence out"
+            )
+        row -= len(document.sentences)

@@ -1,0 +1,164 @@
+"""The prefix adapter: one sentence vector becomes soft positions and a lexical lift for a frozen LM.
+
+Shape letters: B rows, D vector width, F trunk width, P prefix positions, T tokens, H hidden width of the LM.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lsm.config import settings_from, to_dict
+from lsm.decode.settings import AdapterSettings
+from lsm.decode.shipped import CONFIG
+from lsm.errors import UserError
+from lsm.files import read_json, write_json
+
+WEIGHTS = "model.safetensors"
+FORMAT = "lsm prefix adapter"
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterHome:
+    """What an adapter is bound to: it is of no use with another encoder or LM."""
+
+    encoder: dict[str, Any]
+    """Fingerprint of the encoder whose vectors it reads."""
+    lm: dict[str, str]
+    """Fingerprint of the frozen LM it speaks through."""
+    dim: int
+    """Width of the vectors, D."""
+    lm_width: int
+    """Hidden width of the LM, H."""
+    embedding_rms: float
+    """Size of the LM's input embeddings, at which the prefix starts."""
+
+
+class PrefixAdapter(nn.Module):
+    """Vector → trunk → prefix [P, H], and (trunk, what has been written) → lexical lift of the final hidden state.
+
+    The prefix is a soft prompt computed from the vector (Li & Liang 2021, prefix tuning). The lift is added to the final hidden state, so
+    that with a tied output layer every word's logit rises by its embedding's product with it; what has been written so far enters as the
+    sum of its input embeddings, so that a word is lifted until it has been said.
+    """
+
+    def __init__(self, settings: AdapterSettings, home: AdapterHome) -> None:
+        super().__init__()
+        self.settings, self.home = settings, home
+        width, lm_width = settings.hidden, home.lm_width
+        self.inlet = nn.Linear(home.dim, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(settings.blocks))
+        self.norm = nn.LayerNorm(width)
+        self.prefix_head = nn.Linear(width, settings.prefix_length * lm_width)
+        # Half of the prefix's size comes from the vector and half from what all sentences share.
+        nn.init.normal_(self.prefix_head.weight, std=home.embedding_rms * math.sqrt(0.5 / width))
+        nn.init.normal_(self.prefix_head.bias, std=home.embedding_rms * math.sqrt(0.5))
+        self.lexical_head = _LexicalHead(width, lm_width) if settings.lexical else None
+        self.lora = nn.ParameterDict()
+
+    def trunk(self, z_BD: Tensor) -> Tensor:
+        """Features [B, F]; only the direction of a vector counts, so vectors stored at any scale are read alike."""
+        x_BF = self.inlet(nn.functional.normalize(z_BD.float(), dim=-1) * math.sqrt(self.home.dim))
+        for block in self.blocks:
+            x_BF = block(x_BF)
+        return self.norm(x_BF)
+
+    def prefix(self, trunk_BF: Tensor) -> Tensor:
+        """Soft prefix [B, P, H]."""
+        return self.prefix_head(trunk_BF).view(len(trunk_BF), self.settings.prefix_length, self.home.lm_width)
+
+    def bias(self, trunk_BF: Tensor, spoken_BTH: Tensor, n_tokens_T: Tensor) -> Tensor | None:
+        """Lexical lift [B, T, H], or None for an adapter without one.
+
+        Args:
+            spoken_BTH: sum of the input embeddings of the tokens written before each position.
+            n_tokens_T: how many those are, [T] or [B, T].
+        """
+        if self.lexical_head is None:
+            return None
+        scale = self.home.embedding_rms * torch.sqrt(1.0 + n_tokens_T)
+        return self.lexical_head(trunk_BF, spoken_BTH / scale[..., None], n_tokens_T)
+
+    def check(self, z_BD: Tensor) -> None:
+        """Refuse what cannot be worded.
+
+        Raises:
+            UserError: wrong width, NaN or infinity, or a vector of zeros; the row is named.
+        """
+        if z_BD.ndim != 2 or z_BD.shape[1] != self.home.dim:
+            raise UserError(
+                f"vectors have shape {tuple(z_BD.shape)}, this adapter reads [n, {self.home.dim}] of encoder {self.home.encoder.get('name')}; "
+                "encode with that encoder, or train an adapter with lsm train-decoder"
+            )
+        bad = (~torch.isfinite(z_BD).all(1)) | (z_BD == 0).all(1)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            what = "zeros only" if bool((z_BD[row] == 0).all()) else "NaN or infinity"
+            raise UserError(f"vector {row} holds {what} ({int(bad.sum())} such rows); leave it out or encode its text again")
+
+    def save_pretrained(self, folder: Path, *, card: str, dtype: torch.dtype = torch.float16) -> None:
+        """Write config.json, model.safetensors and README.md into the existing `folder`. float16 halves what is shipped."""
+        state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": FORMAT})
+        write_json(folder / CONFIG, {"format": FORMAT, "adapter": to_dict(self.settings), "home": dataclasses.asdict(self.home)})
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> PrefixAdapter:
+        """Read an adapter folder; its weights become float32.
+
+        Raises:
+            UserError: no adapter there, or a damaged one.
+        """
+        config = read_json(folder / CONFIG)
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            raise UserError(f"{folder / CONFIG} is not an adapter's; name a folder that lsm train-decoder wrote (RUN/final)")
+        adapter = cls(settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG)), AdapterHome(**config["home"]))
+        try:
+            state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+            adapter.lora = nn.ParameterDict({n.removeprefix("lora."): nn.Parameter(v) for n, v in state.items() if n.startswith("lora.")})
+            adapter.load_state_dict(state)
+        except Exception as error:
+            raise UserError(f"{folder / WEIGHTS} is damaged or missing ({str(error).splitlines()[0]}); fetch or train it again") from error
+        return adapter.eval()
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        return x_BF + self.down(nn.functional.gelu(self.up(self.norm(x_BF))))
+
+
+class _LexicalHead(nn.Module):
+    def __init__(self, width: int, lm_width: int) -> None:
+        super().__init__()
+        self.of_vector = nn.Linear(width, lm_width)
+        self.of_spoken = nn.Linear(lm_width + 1, lm_width)
+        self.mix = nn.Linear(lm_width, lm_width)
+        self.direct = nn.Linear(width, lm_width)
+        for layer in (self.mix, self.direct):  # no lift at first
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.gate = nn.Parameter(torch.ones(1))
+
+    def forward(self, trunk_BF: Tensor, spoken_BTH: Tensor, n_tokens_T: Tensor) -> Tensor:
+        count_BT1 = torch.log1p(n_tokens_T.to(spoken_BTH.dtype)).expand(spoken_BTH.shape[:2])[..., None]
+        told_BTH = self.of_spoken(torch.cat([spoken_BTH, count_BT1], dim=-1))
+        mixed_BTH = self.mix(nn.functional.gelu(self.of_vector(trunk_BF)[:, None] + told_BTH))
+        return self.gate * (self.direct(trunk_BF)[:, None] + mixed_BTH)
+
+
+def spoken_before(embedded_BTH: Tensor) -> Tensor:
+    """Sum of the embeddings before each position [B, T, H] float32: zeros at the first."""
+    sums_BTH = embedded_BTH.float().cumsum(1)
+    return torch.cat([torch.zeros_like(sums_BTH[:, :1]), sums_BTH[:, :-1]], dim=1)

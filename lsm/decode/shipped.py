@@ -1,0 +1,42 @@
+"""Finding an adapter: by folder, by the name of a shipped one, or by the encoder whose vectors are to be worded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lsm.corpus.format import encoder_line, require_same_space, same_space
+from lsm.errors import UserError
+from lsm.files import read_json
+
+SHIPPED = Path(__file__).parent / "shipped"
+CONFIG = "config.json"
+
+
+def find_adapter(name: str | None, *, encoder: dict[str, Any]) -> Path:
+    """Folder of the adapter called `name` (None: the first shipped one for this encoder).
+
+    Raises:
+        UserError: no such adapter, or one for another encoder; the message lists what there is.
+    """
+    names = sorted(path.name for path in SHIPPED.glob("*") if (path / CONFIG).exists())
+    if name is None:
+        for shipped in names:
+            if same_space(_encoder_of(SHIPPED / shipped), encoder):
+                return SHIPPED / shipped
+        raise UserError(
+            f"no shipped adapter reads vectors of {encoder_line(encoder)} (shipped: {', '.join(names) or 'none'}); "
+            "train one with lsm train-decoder and give it with --adapter RUN/final, or use --decoder retrieval"
+        )
+    for folder in (Path(name), Path(name) / "final", SHIPPED / name):
+        if (folder / CONFIG).is_file():
+            require_same_space(_encoder_of(folder), encoder, what=f"adapter {name}")
+            return folder
+    raise UserError(f"--adapter {name}: neither a folder with an adapter nor a shipped one ({', '.join(names) or 'none shipped'})")
+
+
+def _encoder_of(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or "encoder" not in config.get("home", {}):
+        raise UserError(f"{folder / CONFIG} is not an adapter's; name a folder that lsm train-decoder wrote (RUN/final)")
+    return config["home"]["encoder"]

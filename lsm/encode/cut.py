@@ -1,0 +1,152 @@
+"""Documents → shards, always the same ones; finished shards are recognised by their content and passed over unsegmented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow.parquet as pq
+
+from lsm.corpus import format as layout
+from lsm.corpus.writer import SegmentedDocument, SentenceLike, read_done, text_sha256
+from lsm.errors import UserError
+
+Segment = Callable[[str], tuple[str, list[SentenceLike]]]
+
+
+class DocumentLike(Protocol):
+    """What is read of a document (`lsm.text.documents.Document` has it)."""
+
+    @property
+    def doc_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class CutShard:
+    """A shard to encode (`documents`), or one that is finished already (`documents` is None)."""
+
+    index: int
+    n_sentences: int
+    documents: list[SegmentedDocument] | None
+
+
+@dataclass
+class Cutter:
+    """Reads documents and yields the shards of one stage, in order. No document crosses a shard.
+
+    Args:
+        corpus: the folder whose finished shards are compared with the input.
+        first_shard: number of the stage's first shard.
+        stop_shard: finished stages end here, None while more may be written.
+        known: text_sha256 by doc_id of documents in earlier stages; those are passed over.
+    """
+
+    corpus: Path
+    segment: Segment
+    shard_rows: int
+    first_shard: int = 0
+    stop_shard: int | None = None
+    known: dict[str, str] = field(default_factory=dict)
+    n_blank: int = 0
+    n_known: int = 0
+    n_mended: int = 0
+
+    def shards(self, documents: Iterable[DocumentLike]) -> Iterator[CutShard]:
+        """Yield every shard of the stage.
+
+        Raises:
+            UserError: the input is not what the finished shards were made from.
+        """
+        stream = self._fresh(documents)
+        carried: tuple[DocumentLike, str, SegmentedDocument | None] | None = None
+        index = self.first_shard
+        while self.stop_shard is None or index < self.stop_shard:
+            done = read_done(self.corpus, index)
+            if done is not None:
+                for doc_id, sha256 in finished_documents(self.corpus, index):
+                    found, carried = carried or self._next(stream), None
+                    self._require_same(index, (doc_id, sha256), found)
+                yield CutShard(index, done["n_sentences"], None)
+            else:
+                filled: list[SegmentedDocument] = []
+                rows = 0
+                while (entry := carried or self._next(stream)) is not None:
+                    document = entry[2] or self._segmented(entry[0], entry[1])
+                    if filled and rows + len(document.sentences) > self.shard_rows:
+                        carried = (entry[0], entry[1], document)
+                        break
+                    carried = None
+                    filled.append(document)
+                    rows += len(document.sentences)
+                if not filled:
+                    return
+                yield CutShard(index, rows, filled)
+            index += 1
+        extra = carried or self._next(stream)
+        if extra is not None:
+            raise UserError(
+                f"{self.corpus} is finished, but the input has further documents (first: {extra[0].doc_id!r}); "
+                "give --append to add them, or choose another --out"
+            )
+
+    def _fresh(self, documents: Iterable[DocumentLike]) -> Iterator[tuple[DocumentLike, str]]:
+        for document in documents:
+            if not document.text.strip():
+                self.n_blank += 1
+                continue
+            text = storable(document.text)
+            self.n_mended += text is not document.text
+            if document.doc_id in self.known:
+                if self.known[document.doc_id] != text_sha256(text):
+                    raise UserError(
+                        f"document {document.doc_id!r} is in {self.corpus} already, with other text "
+                        f"({self.known[document.doc_id][:16]} there, {text_sha256(text)[:16]} now); "
+                        "give it another id or choose another --out"
+                    )
+                self.n_known += 1
+                continue
+            yield document, text
+
+    def _next(self, stream: Iterator[tuple[DocumentLike, str]]) -> tuple[DocumentLike, str, None] | None:
+        found = next(stream, None)
+        return None if found is None else (*found, None)
+
+    def _segmented(self, document: DocumentLike, text: str) -> SegmentedDocument:
+        lead, sentences = self.segment(text)
+        return SegmentedDocument(document.doc_id, document.source, document.title, text_sha256(text), len(text), lead, sentences)
+
+    def _require_same(self, index: int, expected: tuple[str, str], found: tuple[DocumentLike, str, object] | None) -> None:
+        place = f"the input differs from what shard {layout.shard_name(index)} of {self.corpus} was made from"
+        way_out = "restore the input, choose another --out, or add new documents at the end with --append"
+        if found is None:
+            raise UserError(f"{place}: it ends before document {expected[0]!r}; {way_out}")
+        actual = (found[0].doc_id, text_sha256(found[1]))
+        if actual != expected:
+            raise UserError(f"{place}: {expected[0]!r} [{expected[1][:16]}] there, {actual[0]!r} [{actual[1][:16]}] now; {way_out}")
+
+
+def finished_documents(corpus: Path, index: int) -> list[tuple[str, str]]:
+    """(doc_id, text_sha256) of a finished shard's documents."""
+    path = layout.shard_folder(corpus, index) / layout.DOCUMENTS
+    try:
+        table = pq.read_table(path, columns=["doc_id", "text_sha256"], partitioning=None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or missing; delete the folder {path.parent} and run the same command again") from error
+    return list(zip(table["doc_id"].to_pylist(), table["text_sha256"].to_pylist(), strict=True))
+
+
+def storable(text: str) -> str:
+    """`text` itself, or with lone surrogates (broken JSON escapes) replaced by U+FFFD, since UTF-8 cannot hold them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -1,0 +1,133 @@
+"""What a sentence encoder is, and how a name becomes one; nothing heavy is imported before an encoder that needs it is loaded.
+
+Shape letters: B texts, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from lsm.errors import UserError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """What an encoder makes of B texts."""
+
+    vectors: np.ndarray
+    """float32 [B, D], as the frozen model puts them out."""
+    n_tokens: np.ndarray
+    """int32 [B]: tokens read, special ones included, never more than max_tokens."""
+    truncated: np.ndarray
+    """bool [B]: the text was longer than max_tokens and its end was not read."""
+
+
+class SentenceEncoder(Protocol):
+    """A frozen text → vector model."""
+
+    name: str
+    dim: int
+    max_tokens: int
+
+    def fingerprint(self) -> dict[str, Any]:
+        """name, revision, sha256, pooling, normalised, dtype, dim, max_tokens: what a corpus carries."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> EncodedBatch:
+        """Vectors of any number of texts, in order; deterministic for one list of texts on one CPU with one thread count."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What is known of an encoder before its weights are loaded: enough to plan a run in a light process."""
+
+    name: str
+    fingerprint: dict[str, Any]
+    device: str
+    why: str
+    """Why this device and this dtype."""
+    fits: Callable[[str], bool] | None
+    """Whether a text is within the token limit; None when only the loaded model could tell."""
+
+
+def load_encoder(name: str, *, device: str = "auto", precision: Precision = "auto") -> SentenceEncoder:
+    """Load an encoder by asset name, hub id or local folder (`stub`: a hash encoder without weights, for tests).
+
+    Args:
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: dtype of the weights; auto takes bf16 where the hardware multiplies it natively.
+
+    Raises:
+        UserError: unknown name, a folder that holds no encoder, or a device that is not there.
+    """
+    if name in ("stub", "stub-slow"):
+        from lsm.encode.static_encoders import StubEncoder
+
+        return StubEncoder(slow=name == "stub-slow")
+    folder, label = find_model(name)
+    if _is_static(folder):
+        from lsm.encode.static_encoders import WordLlamaEncoder
+
+        return WordLlamaEncoder(folder, label)
+    from lsm.encode.model_folder import ModelFolder
+
+    model = ModelFolder.read(folder, label)
+    if model.why_not_fast is None:
+        from lsm.encode.transformer_encoder import TransformerEncoder
+
+        return TransformerEncoder(model, device=device, precision=precision)
+    from lsm.encode.sentence_transformers_encoder import SentenceTransformersEncoder
+
+    return SentenceTransformersEncoder(model, device=device, precision=precision)
+
+
+def encoder_info(name: str, *, device: str = "auto", precision: Precision = "auto") -> EncoderInfo:
+    """Fingerprint, device and token limit of an encoder, from its files alone where that is possible."""
+    if name in ("stub", "stub-slow") or _is_static(find_model(name)[0]):
+        encoder = load_encoder(name)
+        return EncoderInfo(name, encoder.fingerprint(), "cpu", "needs no GPU, numpy only", encoder.fits)  # type: ignore[attr-defined]
+    from lsm.encode.model_folder import ModelFolder
+
+    folder, label = find_model(name)
+    model = ModelFolder.read(folder, label)
+    if model.why_not_fast is not None:
+        encoder = load_encoder(name, device=device, precision=precision)
+        return EncoderInfo(name, encoder.fingerprint(), str(encoder.device), f"through sentence-transformers: {model.why_not_fast}", None)  # type: ignore[attr-defined]
+    chosen, dtype, why = choose_precision(device, precision)
+    return EncoderInfo(name, model.fingerprint(dtype), str(chosen), why, model.fits())
+
+
+def choose_precision(device: str, precision: Precision) -> tuple[Any, str, str]:
+    """The torch device, the name of the dtype, and why both."""
+    from lsm.provenance import choose_device, fast_dtype
+
+    chosen, why_device = choose_device(device)
+    if precision != "auto":
+        return chosen, precision, f"{why_device}; {precision} asked for"
+    dtype, why_dtype = fast_dtype(chosen)
+    return chosen, str(dtype).removeprefix("torch."), f"{why_device}; {why_dtype}"
+
+
+def find_model(name: str) -> tuple[Path, str]:
+    """Where the files of an encoder are, and the name to record for it (a local folder's own name, never its path)."""
+    if Path(name).exists():
+        path, label = Path(name), Path(name).resolve().name
+    else:
+        from lsm.assets import resolve
+
+        path, label = Path(resolve(name).path), name
+    if not path.is_dir():
+        raise UserError(f"--encoder {name}: {path.name} is a file; name a folder that holds a sentence-transformers or transformers model")
+    return path, label
+
+
+def _is_static(folder: Path) -> bool:
+    return not (folder / "config.json").exists() and not (folder / "modules.json").exists() and any(folder.rglob("*.safetensors"))

@@ -1,0 +1,115 @@
+"""What a run is made of (`plan.json`), written before its first shard, so that a resume with anything else is refused."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from lsm.corpus import format as layout
+from lsm.encode.settings import EncodeSettings
+from lsm.errors import UserError
+from lsm.files import fingerprint, read_json, write_json
+
+Resume = Literal["auto", "never", "must"]
+
+WINDOW_ROWS = 4096
+"""Sentences encoded as one task: length-sorted together, spread over the workers."""
+
+_COMPRESSED = {".gz": 2.7, ".zst": 3.0, ".parquet": 1.8}
+"""Text bytes per file byte, roughly, for the estimate of time."""
+
+
+@dataclass
+class Stage:
+    """One call of encode-corpus: the first, or an `--append`."""
+
+    inputs: list[str]
+    """Names without folders, for a person to read; content is checked by hash."""
+    limit_documents: int | None
+    first_shard: int
+
+
+@dataclass
+class RunPlan:
+    """Everything that decides the bytes of a corpus, and the stages it was made in."""
+
+    encoder: dict[str, Any]
+    segmentation: dict[str, Any]
+    shard_rows: int
+    window_rows: int = WINDOW_ROWS
+    stages: list[Stage] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, encoder: dict[str, Any], settings: EncodeSettings) -> RunPlan:
+        """The plan of a run with this encoder and these settings, without stages."""
+        package = {"sentencex": "sentencex", "sat": "wtpsplit-lite"}[settings.segmenter]
+        try:
+            release = version(package)
+        except PackageNotFoundError:
+            release = "absent"
+        segmentation = {
+            "segmenter": f"{settings.segmenter} {release}", "language": settings.language, "cap_characters": settings.cap_characters
+        }  # fmt: skip
+        return cls(encoder, segmentation, settings.shard_rows)
+
+    @classmethod
+    def load(cls, corpus: Path) -> RunPlan | None:
+        """The plan of a corpus on disk; None when there is none."""
+        path = corpus / layout.PLAN
+        if not path.exists():
+            return None
+        raw = read_json(path)
+        try:
+            return cls(**{**raw, "stages": [Stage(**stage) for stage in raw["stages"]]})
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{path} is not a plan of this lsm ({error}); encode into another folder") from error
+
+    def save(self, corpus: Path) -> None:
+        """Write `plan.json` atomically."""
+        write_json(corpus / layout.PLAN, asdict(self))
+
+    def settings_fingerprint(self) -> str:
+        """Sixteen hex digits over all but the stages."""
+        return fingerprint(self._settings())
+
+    def require_same(self, wanted: RunPlan, corpus: Path) -> None:
+        """Raise `UserError`, showing both fingerprints and every difference, unless `wanted` would make the same rows."""
+        mine, theirs = self._settings(), wanted._settings()
+        if mine == theirs:
+            return
+        differences = [f"{key}: {mine[key]!r} there, {theirs.get(key)!r} now" for key in mine if mine[key] != theirs.get(key)]
+        raise UserError(
+            f"{corpus} was begun with other settings [{self.settings_fingerprint()}] than now [{wanted.settings_fingerprint()}]: "
+            f"{'; '.join(differences)}; give the same options again or choose another --out"
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        # The encoder's name is only a label: one model has several (asset name, folder).
+        encoder = {f"encoder {key}": value for key, value in self.encoder.items() if key != "name"}
+        return encoder | dict(self.segmentation) | {"shard_rows": self.shard_rows, "window_rows": self.window_rows}
+
+
+def input_names(inputs: Sequence[str]) -> list[str]:
+    """Inputs as recorded: file and folder names without where they lie, recipe and hub names as they are."""
+    return [Path(item).name if Path(item).exists() or "*" in item else item for item in inputs]
+
+
+def input_bytes(inputs: Sequence[str]) -> int | None:
+    """Estimated bytes of text in local inputs; None when one of them is not local."""
+    total = 0.0
+    for item in inputs:
+        path = Path(item)
+        if path.is_dir():
+            files = [file for file in path.rglob("*") if file.is_file()]
+        elif path.is_file():
+            files = [path]
+        else:
+            files = [Path(name) for name in glob.glob(item, recursive=True)]  # noqa: PTH207 (absolute patterns)
+            if not files:
+                return None
+        total += sum(file.stat().st_size * _COMPRESSED.get(file.suffix, 1.0) for file in files)
+    return int(total)

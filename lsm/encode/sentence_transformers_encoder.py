@@ -1,0 +1,43 @@
+"""Every other encoder, through sentence-transformers itself: slower, but it knows all modules, prompts and poolings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lsm.encode.encoder import EncodedBatch, Precision, choose_precision
+from lsm.encode.model_folder import ModelFolder
+
+
+class SentenceTransformersEncoder:
+    """Whatever `SentenceTransformer(folder)` loads; vectors as its `encode` gives them.
+
+    Shape letters: B texts, D vector width.
+    """
+
+    def __init__(self, model: ModelFolder, *, device: str = "auto", precision: Precision = "auto") -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        self.device, self.dtype, self.why = choose_precision(device, precision)
+        self.model, self.name = model, model.name
+        self._network = SentenceTransformer(
+            str(model.path), device=str(self.device), model_kwargs={"dtype": getattr(torch, self.dtype)}, local_files_only=True
+        )
+        self.max_tokens = int(self._network.max_seq_length or model.max_tokens)
+        self.dim = len(self._network.encode(["a"], show_progress_bar=False)[0])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The encoder's fingerprint."""
+        return self.model.fingerprint(self.dtype) | {"dim": self.dim, "max_tokens": self.max_tokens}
+
+    def encode(self, texts: Sequence[str]) -> EncodedBatch:
+        """Vectors float32 [B, D]."""
+        listed = list(texts)
+        if not listed:
+            return EncodedBatch(np.zeros((0, self.dim), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
+        vectors = self._network.encode(listed, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float().cpu().numpy()
+        lengths = np.array([len(ids) for ids in self._network.tokenizer(listed, truncation=False, verbose=False)["input_ids"]])
+        return EncodedBatch(vectors, np.minimum(lengths, self.max_tokens).astype(np.int32), lengths > self.max_tokens)

@@ -1,0 +1,117 @@
+"""The fast path for BERT-like encoders: tokenizers directly, batches of one length, no mask where none is needed, bf16 where it pays.
+
+Shape letters: B texts of a batch, T tokens, H hidden width = D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lsm.encode.encoder import EncodedBatch, Precision, choose_precision
+from lsm.encode.model_folder import ModelFolder
+
+if TYPE_CHECKING:
+    import torch
+
+WINDOW_TEXTS = 4096
+"""Texts tokenised and sorted together; vectors of a longer list are those of its windows."""
+
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 131072, "mps": 16384}
+"""Padded tokens a batch. On CPU a batch should stay within the cache of one core (measured: 2048 best of 1024 … 8192)."""
+
+
+class TransformerEncoder:
+    """Transformer + mean or CLS pooling (+ normalisation), the same vectors as sentence-transformers up to rounding."""
+
+    def __init__(self, model: ModelFolder, *, device: str = "auto", precision: Precision = "auto") -> None:
+        import torch
+        import transformers
+        from tokenizers import Tokenizer
+
+        self.model, self.name, self.dim, self.max_tokens = model, model.name, model.dim, model.max_tokens
+        self.device, self.dtype, self.why = choose_precision(device, precision)
+        self._tokenizer = Tokenizer.from_file(str(model.root / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.max_tokens)
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        how = {"dtype": getattr(torch, self.dtype), "attn_implementation": "sdpa", "local_files_only": True}
+        self._network = transformers.AutoModel.from_pretrained(model.root, **how).to(self.device).eval()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The encoder's fingerprint."""
+        return self.model.fingerprint(self.dtype)
+
+    def encode(self, texts: Sequence[str]) -> EncodedBatch:
+        """Vectors float32 [B, D] of any number of texts; equal texts within a window are encoded once."""
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        n_tokens, truncated = np.zeros(len(texts), np.int32), np.zeros(len(texts), bool)
+        for first in range(0, len(texts), WINDOW_TEXTS):
+            window = texts[first : first + WINDOW_TEXTS]
+            distinct = list(dict.fromkeys(window))
+            place = {text: row for row, text in enumerate(distinct)}
+            rows = np.array([place[text] for text in window])
+            found = self._tokenizer.encode_batch(distinct)
+            span = slice(first, first + len(window))
+            vectors[span] = self._vectors([encoding.ids for encoding in found])[rows]
+            n_tokens[span] = np.array([len(encoding.ids) for encoding in found], np.int32)[rows]
+            truncated[span] = np.array([bool(encoding.overflowing) for encoding in found])[rows]
+        return EncodedBatch(vectors, n_tokens, truncated)
+
+    def _vectors(self, ids: list[list[int]]) -> np.ndarray:
+        import torch
+
+        order: list[int] = []
+        pieces: list[torch.Tensor] = []
+        with torch.inference_mode():
+            for batch in length_batches([len(row) for row in ids], _BATCH_TOKENS[self.device.type]):
+                pieces.append(self._forward([ids[row] for row in batch]))
+                order += batch
+        out = np.empty((len(ids), self.dim), np.float32)
+        out[order] = torch.cat(pieces).cpu().numpy()  # one transfer a window: a GPU never waits for one batch
+        return out
+
+    def _forward(self, ids: list[list[int]]) -> torch.Tensor:
+        import torch
+
+        longest = max(len(row) for row in ids)
+        uniform = all(len(row) == longest for row in ids)
+        ids_BT = np.array([row if len(row) == longest else row + [self.model.pad_id] * (longest - len(row)) for row in ids], dtype=np.int64)
+        mask_BT = None
+        if not uniform:
+            mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self.device)
+        hidden_BTH = self._network(input_ids=torch.from_numpy(ids_BT).to(self.device), attention_mask=mask_BT).last_hidden_state
+        if self.model.pooling == "cls":
+            pooled_BH = hidden_BTH[:, 0].float()
+        elif mask_BT is None:
+            pooled_BH = hidden_BTH.float().mean(dim=1)
+        else:
+            pooled_BH = (hidden_BTH.float() * mask_BT[..., None]).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+        return torch.nn.functional.normalize(pooled_BH, dim=-1) if self.model.normalised else pooled_BH
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Rows grouped so that nearly every batch has one length (no padding, no mask) and none exceeds the token budget.
+
+    Rows of a length that do not fill half a batch are left over; those are padded together, longest first.
+    """
+    by_length: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(row)
+    left_over: list[int] = []
+    for length in sorted(by_length, reverse=True):
+        rows, size = by_length[length], max(1, batch_tokens // max(length, 1))
+        for first in range(0, len(rows), size):
+            batch = rows[first : first + size]
+            if 2 * len(batch) >= size:
+                yield batch
+            else:
+                left_over += batch
+    first = 0
+    while first < len(left_over):
+        size = max(1, batch_tokens // max(lengths[left_over[first]], 1))
+        yield left_over[first : first + size]
+        first += size

@@ -1,0 +1,89 @@
+"""The objectives: next-vector MSE, InfoNCE against the batch, and restoring masked spans.
+
+Shape letters: B rows, S sentences, D vector width, N queries, M candidates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lsm.corpus.sampler import PAD, PackedBatch
+
+_NEVER = -1e4
+
+
+def next_sentences(batch: PackedBatch, *, later_pieces: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions s whose next sentence stands beside them in the same window, and those of their targets: int64 [N] each.
+
+    `later_pieces=False` leaves out targets that are a later piece of a split sentence.
+    """
+    follows = (batch.segment_BS[:, 1:] == batch.segment_BS[:, :-1]) & (batch.segment_BS[:, 1:] != PAD)
+    if not later_pieces:
+        follows &= batch.part_BS[:, 1:] == 0
+    row, place = np.nonzero(follows)
+    source = row * batch.segment_BS.shape[1] + place
+    return source, source + 1
+
+
+def blocked_candidates(batch: PackedBatch, source_N: np.ndarray, target_N: np.ndarray, *, in_document: bool = True) -> np.ndarray:
+    """Which targets [N] may not stand among the negatives of which query, bool [N, N]; the diagonal (each query's own target) is free.
+
+    Blocked are sentences of the query's document up to the query itself (already read: the scoreboard excludes them, and with
+    them as negatives the model unlearns that a document stays on its subject), and copies of the target, which nothing can tell
+    from it. Without `in_document` all of the query's document is blocked.
+    """
+    document, row_id, content = (ids.reshape(-1) for ids in (batch.document_BS, batch.row_id_BS, batch.content_BS))
+    candidate_document = document[target_N].astype(np.int32)
+    blocked = candidate_document[:, None] == candidate_document[None]
+    if in_document:
+        read_until, candidate_row = row_id[source_N].astype(np.int32), row_id[target_N].astype(np.int32)
+        blocked &= candidate_row[None] <= read_until[:, None]
+    _, kind = np.unique(content[target_N], return_inverse=True)
+    kind = kind.astype(np.int32)
+    blocked |= kind[:, None] == kind[None]
+    np.fill_diagonal(blocked, False)
+    return blocked
+
+
+def mse(prediction_BSD: Tensor, target_BSD: Tensor, source_N: Tensor, target_N: Tensor, scale_D: Tensor) -> Tensor:
+    """Mean squared error of the next vector in units of the normaliser's scale."""
+    difference = prediction_BSD.flatten(0, 1)[source_N] - target_BSD.flatten(0, 1)[target_N]
+    return (difference / scale_D).square().mean()
+
+
+def infonce(prediction_ND: Tensor, target_ND: Tensor, blocked_NN: Tensor, log_temperature: Tensor, *, temperature_min: float) -> Tensor:
+    """Cross-entropy of picking one's own target by cosine among all targets that are not blocked (van den Oord et al. 2018)."""
+    # In float32: a low temperature magnifies bf16's rounding of the cosines.
+    with torch.autocast(prediction_ND.device.type, enabled=False):
+        cosine_NN = F.normalize(prediction_ND.float(), dim=-1) @ F.normalize(target_ND.float(), dim=-1).T
+        # The bound keeps its gradient, so that a temperature pushed below it can come back.
+        temperature = temperature_min + F.relu(log_temperature.float().exp() - temperature_min)
+        logits_NN = (cosine_NN / temperature).masked_fill(blocked_NN, _NEVER)
+        return F.cross_entropy(logits_NN, torch.arange(len(logits_NN), device=logits_NN.device))
+
+
+def span_mask(
+    segment_BS: np.ndarray, generator: np.random.Generator, *, ratio_min: float, ratio_max: float, mean_span: float
+) -> np.ndarray:
+    """Random spans of sentences to hide, bool [B, S]: in each row a share drawn from [ratio_min, ratio_max], in spans of geometric length.
+
+    As T5's span corruption (Raffel et al. 2020, §3.3), with whole sentences for tokens. At least one sentence of a row is hidden,
+    and none of the padding.
+    """
+    masked_BS = np.zeros(segment_BS.shape, dtype=bool)
+    for row, segments in enumerate(segment_BS):
+        length = int((segments != PAD).sum())
+        wanted = max(1, round(length * generator.uniform(ratio_min, ratio_max)))
+        while (missing := wanted - int(masked_BS[row].sum())) > 0:
+            span = min(int(generator.geometric(1 / mean_span)), missing)
+            start = int(generator.integers(0, length))
+            masked_BS[row, start : min(length, start + span)] = True
+    return masked_BS
+
+
+def denoise(restored_BSD: Tensor, target_BSD: Tensor, masked_BS: Tensor) -> Tensor:
+    """Mean squared error over the masked sentences, both in the normaliser's space."""
+    return (restored_BSD[masked_BS] - target_BSD[masked_BS]).square().mean()

@@ -1,0 +1,231 @@
+"""Pretraining of the latent transformer as a task for the training loop.
+
+Shape letters: B rows, S sentences, D vector width, N queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsm.config import to_dict
+from lsm.corpus.reader import Corpus
+from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, split_documents, summary
+from lsm.errors import UserError
+from lsm.latent import objectives
+from lsm.latent.card import model_card
+from lsm.latent.evaluation import evaluate_batches
+from lsm.latent.normaliser import Normaliser
+from lsm.latent.settings import PretrainSettings
+from lsm.latent.transformer import LatentConfig, LatentTransformer
+from lsm.training.loop import step_seed
+from lsm.training.task import Task
+
+_EVALUATION = -2
+_MODEL_STREAM = -3
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """A packed batch as tensors on the device, with everything that is drawn or derived from ids."""
+
+    packed: PackedBatch
+    z_BSD: Tensor
+    segment_BS: Tensor | None
+    """None when no row holds two windows."""
+    source_N: Tensor
+    target_N: Tensor
+    contrast_N: Tensor
+    """Which of the N take part in InfoNCE."""
+    blocked_NN: Tensor
+    hidden_BS: Tensor | None
+    noise_BSD: Tensor | None
+    masked_BS: Tensor
+    """The first rows' hidden spans for denoising."""
+
+
+class Pretraining(Task):
+    """The latent transformer, a corpus' training documents, and the weighted sum of objectives.
+
+    Raises:
+        UserError: too few documents to train on and hold out.
+    """
+
+    name = "latent transformer"
+
+    def __init__(
+        self,
+        source: VectorDocuments,
+        settings: PretrainSettings,
+        *,
+        dim: int,
+        encoder: dict[str, Any] | None = None,
+        corpus_fingerprint: str = "",
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.settings, self.seed, self.device = settings, seed, torch.device(device)
+        self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}}
+        train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
+        train = train[: settings.data.limit_documents]
+        rows = max(1, settings.data.batch_sentences // settings.model.context)
+        self.sampler = PackedSampler(source, train, context=settings.model.context, rows=rows, seed=seed)
+        self.held_out = PackedSampler(source, held_out, context=settings.model.context, rows=rows)
+        for what, sampler in (("training", self.sampler), ("held-out", self.held_out)):
+            if sampler.n_rows == 0:
+                raise UserError(
+                    f"no {what} document of at least two sentences among {len(source.doc_ids)} documents; encode more documents, "
+                    f"or change --data.held-out-fraction {settings.data.held_out_fraction}"
+                )
+        normaliser = Normaliser.fit((source.vectors(int(doc)) for doc in train), dim, settings.model.normaliser)
+        config = LatentConfig(dim=dim, model=settings.model, encoder=encoder or {}, temperature=settings.objectives.temperature)
+        torch.manual_seed(step_seed(seed, _MODEL_STREAM))
+        self.module: LatentTransformer = LatentTransformer(config, normaliser).to(self.device)
+        # Parts that no objective reaches get no gradient; leaving them out keeps them out of plan, checkpoints and decay.
+        if not settings.objectives.denoise:
+            self.module.restoration.requires_grad_(False)
+        if not settings.objectives.infonce:
+            self.module.log_temperature.requires_grad_(False)
+        if not (settings.objectives.denoise or settings.data.context_dropout):
+            self.module.mask_vector.requires_grad_(False)
+
+    @classmethod
+    def on_corpus(cls, path: Path, settings: PretrainSettings, *, seed: int, device: torch.device) -> Pretraining:
+        """The task on a corpus folder."""
+        corpus = Corpus.open(path)
+        return cls(
+            corpus, settings, dim=corpus.dim, encoder=corpus.encoder, corpus_fingerprint=corpus.fingerprint, seed=seed, device=device
+        )
+
+    def batch(self, index: int) -> LatentBatch:
+        """Training batch number `index`."""
+        generator = np.random.Generator(np.random.Philox(key=step_seed(self.seed, index)))
+        return self._prepare(self.sampler.batch(index), generator, training=True)
+
+    def loss(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Any]]:
+        """The weighted sum and each of its parts."""
+        total, parts, _ = self._losses(batch)
+        return total, {name: value.detach() for name, value in parts.items()} | {"temperature": self.module.log_temperature.detach().exp()}
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out losses, and rank and recall of the true next sentence among the evaluated ones, beside the exponential mean's."""
+        return evaluate_batches(self._held_out_predictions())
+
+    def save_final(self, folder: Path) -> None:
+        """The loadable model with its card."""
+        training = {"steps": self.settings.steps, "seed": self.seed} | {f"training {k}": v for k, v in summary(self.sampler).items()}
+        training |= {f"objective {name}": value for name, value in to_dict(self.settings.objectives).items()}
+        card = model_card(self.module, training=training, evaluation=self.evaluate())
+        self.module.save_pretrained(folder, card)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Corpus and encoder."""
+        return self._inputs
+
+    def plan(self) -> list[str]:
+        """Data and arithmetic of a step."""
+        settings, train, held_out = self.settings, summary(self.sampler), summary(self.held_out)
+        per_step = self.sampler.rows * settings.model.context * settings.accumulate
+        epochs = settings.steps * settings.accumulate / self.sampler.n_batches
+        return [
+            f"training    {train['sentences']:,} sentences of {train['documents']:,} documents "
+            f"in {train['rows']:,} rows ({train['filled']:.0%} filled)",
+            f"held out    {held_out['sentences']:,} sentences of {held_out['documents']:,} documents",
+            f"a step      {per_step:,} sentences, {self._flops_per_step() / 1e9:,.0f} GFLOP; {epochs:.1f} epochs in all",
+        ]
+
+    def describe_batch(self, batch: LatentBatch) -> str:
+        """Numbers of the documents in a batch."""
+        documents = np.unique(batch.packed.document_BS[batch.packed.document_BS >= 0])
+        return f"documents {', '.join(map(str, documents[:12]))}" + (f" and {len(documents) - 12} more" if len(documents) > 12 else "")
+
+    def units(self, batch: LatentBatch) -> tuple[int, str]:
+        """Sentences."""
+        return batch.packed.n_sentences, "sentences"
+
+    def _flops_per_step(self) -> float:
+        """6 × weights × sentences for the passes (Kaplan et al. 2020), attention's products, and InfoNCE's."""
+        settings = self.settings
+        sentences = self.sampler.rows * settings.model.context
+        passes = 1 + (settings.objectives.denoise_rows if settings.objectives.denoise else 0)
+        weights = sum(p.numel() for p in self.module.parameters() if p.requires_grad and p.ndim >= 2)
+        attention = 12 * settings.model.layers * settings.model.hidden * settings.model.context
+        contrast = 6 * sentences**2 * self.module.config.dim if settings.objectives.infonce else 0
+        return settings.accumulate * (sentences * passes * (6 * weights + attention) + contrast)
+
+    def _prepare(self, packed: PackedBatch, generator: np.random.Generator, *, training: bool) -> LatentBatch:
+        data, goals = self.settings.data, self.settings.objectives
+        source_N, target_N = objectives.next_sentences(packed)
+        contrast_N = np.arange(len(source_N))
+        if not goals.later_pieces:
+            contrast_N = np.flatnonzero(packed.part_BS.reshape(-1)[target_N] == 0)
+        blocked_NN = np.zeros((0, 0), dtype=bool)
+        if goals.infonce:
+            blocked_NN = objectives.blocked_candidates(
+                packed, source_N[contrast_N], target_N[contrast_N], in_document=goals.in_document_negatives
+            )
+        rows = max(1, round(len(packed.segment_BS) * goals.denoise_rows))
+        masked_BS = objectives.span_mask(
+            packed.segment_BS[:rows], generator, ratio_min=goals.mask_ratio_min, ratio_max=goals.mask_ratio_max, mean_span=goals.mask_span
+        )
+        hidden_BS = noise_BSD = None
+        if training and data.context_dropout:
+            hidden_BS = self._tensor(generator.random(packed.segment_BS.shape) < data.context_dropout)
+        if training and data.noise:
+            noise_BSD = self._tensor(generator.standard_normal(packed.z_BSD.shape, dtype=np.float32) * np.float32(data.noise))
+        return LatentBatch(
+            packed,
+            self._tensor(packed.z_BSD),
+            None if packed.one_segment_a_row else self._tensor(packed.segment_BS),
+            *map(self._tensor, (source_N, target_N, contrast_N, blocked_NN)),
+            hidden_BS,
+            noise_BSD,
+            self._tensor(masked_BS),
+        )
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _losses(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The weighted sum, its parts, and the predictions [B, S, D]."""
+        goals, model = self.settings.objectives, self.module
+        prediction_BSD = model(batch.z_BSD, batch.segment_BS, hidden_BS=batch.hidden_BS, noise_BSD=batch.noise_BSD)
+        parts: dict[str, Tensor] = {}
+        if goals.mse:
+            parts["mse"] = objectives.mse(prediction_BSD, batch.z_BSD, batch.source_N, batch.target_N, model.normaliser.scale)
+        if goals.infonce:
+            source_N, target_N = batch.source_N[batch.contrast_N], batch.target_N[batch.contrast_N]
+            flat_prediction, flat_target = prediction_BSD.flatten(0, 1), batch.z_BSD.flatten(0, 1)
+            parts["infonce"] = objectives.infonce(
+                flat_prediction[source_N],
+                flat_target[target_N],
+                batch.blocked_NN,
+                model.log_temperature,
+                temperature_min=goals.temperature_min,
+            )
+        if goals.denoise:
+            rows = len(batch.masked_BS)
+            segments = self._tensor(batch.packed.segment_BS[:rows])
+            restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, segments)
+            parts["denoise"] = objectives.denoise(restored_BSD, model.normaliser(batch.z_BSD[:rows]), batch.masked_BS)
+        weights = {"mse": goals.mse, "infonce": goals.infonce, "denoise": goals.denoise}
+        total = torch.stack([weights[name] * value.float() for name, value in parts.items()]).sum()
+        return total, parts, prediction_BSD
+
+    def _held_out_predictions(self) -> Iterator[tuple[PackedBatch, Tensor, dict[str, float]]]:
+        """Each evaluated batch with its predictions and losses; the same batches and masks every time."""
+        sentences = 0
+        for index in range(-(-self.held_out.n_rows // self.held_out.rows)):
+            packed = self.held_out.in_order(index)
+            generator = np.random.Generator(np.random.Philox(key=step_seed(_EVALUATION % 2**32, index)))
+            total, parts, prediction_BSD = self._losses(self._prepare(packed, generator, training=False))
+            yield packed, prediction_BSD.float().cpu(), {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
+            sentences += packed.n_sentences
+            if sentences >= self.settings.data.eval_sentences:
+                return

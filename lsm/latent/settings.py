@@ -1,0 +1,153 @@
+"""Settings of the latent transformer, its objectives and its pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lsm.config import STRICT
+from lsm.training.settings import TrainingSettings, refuse
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """Size and shape of the latent transformer."""
+
+    __pydantic_config__ = STRICT
+
+    context: int = 128
+    """Sentences that the model looks back on."""
+    hidden: int = 384
+    """Width of the transformer."""
+    layers: int = 6
+    """Transformer blocks; 0 leaves the anchor and one linear correction."""
+    heads: int = 6
+    """Attention heads."""
+    ffn_ratio: float = 8 / 3
+    """Width of the SwiGLU layer over `hidden` (rounded to a multiple of 32)."""
+    dropout: float = 0.1
+    """Dropout on what each attention and SwiGLU layer adds."""
+    rope_theta: float = 10000.0
+    """Base of the rotary positions."""
+    anchor: Literal["mixture", "last", "none"] = "mixture"
+    """What the head corrects, starting from no correction: a learned, gated mixture of the last vector, exponential means and the running
+    mean; the last vector; or nothing."""
+    normaliser: Literal["standard", "robust", "none"] = "standard"
+    """Per-dimension scaling fitted on the training documents: mean and deviation, median and quartiles, or none."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.context < 2:
+            problems.append(f"model.context {self.context} must be at least 2")
+        if self.layers < 0 or self.heads < 1:
+            problems.append(f"model.layers {self.layers} must be at least 0 and model.heads {self.heads} at least 1")
+        elif self.hidden < 4 or self.hidden % (2 * self.heads):
+            problems.append(f"model.hidden {self.hidden} must be a multiple of twice model.heads {self.heads}")
+        if not self.ffn_ratio > 0:
+            problems.append(f"model.ffn_ratio {self.ffn_ratio} must be above 0")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"model.dropout {self.dropout} must lie in [0, 1)")
+        if not self.rope_theta > 1:
+            problems.append(f"model.rope_theta {self.rope_theta} must be above 1")
+        refuse(problems)
+
+
+@dataclass(kw_only=True)
+class ObjectiveSettings:
+    """One weighted sum; a weight of 0 switches its objective off (and saves its time)."""
+
+    __pydantic_config__ = STRICT
+
+    mse: float = 0.1
+    """Weight of the mean squared error of the next vector, in the normaliser's space. Alone it predicts the mean."""
+    infonce: float = 1.0
+    """Weight of telling the next sentence from the batch's others by cosine (InfoNCE)."""
+    denoise: float = 0.1
+    """Weight of restoring masked spans of sentences, seen from both sides."""
+    temperature: float = 0.05
+    """Temperature that InfoNCE starts from; it is learned."""
+    temperature_min: float = 0.01
+    """Lower bound of the learned temperature."""
+    in_document_negatives: bool = True
+    """Let InfoNCE tell the next sentence from later ones of its document too; sentences already read are never negatives."""
+    later_pieces: bool = True
+    """Let InfoNCE predict the later pieces of sentences that were split for their length, and use them as negatives."""
+    mask_ratio_min: float = 0.15
+    """Smallest share of a row's sentences that is masked."""
+    mask_ratio_max: float = 0.30
+    """Largest share of a row's sentences that is masked."""
+    mask_span: float = 3.0
+    """Mean length of a masked span, in sentences."""
+    denoise_rows: float = 0.5
+    """Share of a batch's rows that also go through the denoising pass."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"objectives.{name} {getattr(self, name)} must not be negative"
+            for name in ("mse", "infonce", "denoise")
+            if not getattr(self, name) >= 0
+        ]
+        if not problems and self.mse + self.infonce + self.denoise == 0:
+            problems.append("objectives: mse, infonce and denoise are all 0; give at least one a weight")
+        if not 0 < self.temperature_min <= self.temperature:
+            problems.append(f"objectives.temperature {self.temperature} must be at least temperature_min {self.temperature_min} > 0")
+        if not 0 < self.mask_ratio_min <= self.mask_ratio_max < 1:
+            problems.append(
+                f"objectives.mask_ratio_min {self.mask_ratio_min} and mask_ratio_max {self.mask_ratio_max} must rise within (0, 1)"
+            )
+        if not self.mask_span >= 1:
+            problems.append(f"objectives.mask_span {self.mask_span} must be at least 1")
+        if not 0 < self.denoise_rows <= 1:
+            problems.append(f"objectives.denoise_rows {self.denoise_rows} must lie in (0, 1]")
+        refuse(problems)
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """What of the corpus is trained on, and in which batches."""
+
+    __pydantic_config__ = STRICT
+
+    batch_sentences: int = 2048
+    """Sentences of a batch, padding included: rows × context."""
+    held_out_fraction: float = 0.05
+    """Share of the documents (by the hash of their id) that is never trained on."""
+    limit_documents: int | None = None
+    """Train on the first so many training documents only, for curves against data; None = all."""
+    eval_sentences: int = 4096
+    """Held-out sentences that the evaluations during training use."""
+    context_dropout: float = 0.0
+    """Probability that a sentence of the context is hidden from the transformer (not from the anchor) in training."""
+    noise: float = 0.0
+    """Standard deviation of the Gaussian noise added to the transformer's input in training, in the normaliser's units."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.batch_sentences < 2 or self.eval_sentences < 2:
+            problems.append(f"data.batch_sentences {self.batch_sentences} and data.eval_sentences {self.eval_sentences} must be at least 2")
+        if not 0 < self.held_out_fraction < 1:
+            problems.append(f"data.held_out_fraction {self.held_out_fraction} must lie between 0 and 1")
+        if self.limit_documents is not None and self.limit_documents < 1:
+            problems.append(f"data.limit_documents {self.limit_documents} must be at least 1 (or None for all)")
+        if not 0 <= self.context_dropout < 1 or not self.noise >= 0:
+            problems.append(f"data.context_dropout {self.context_dropout} must lie in [0, 1) and data.noise {self.noise} not be negative")
+        refuse(problems)
+
+
+@dataclass(kw_only=True)
+class PretrainSettings(TrainingSettings):
+    """A whole pretraining: `configs/latent-*.yaml`."""
+
+    __pydantic_config__ = STRICT
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    """The latent transformer."""
+    objectives: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    """The weighted sum that is trained."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """Batches and the held-out split."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.batch_sentences < self.model.context:
+            refuse([f"data.batch_sentences {self.data.batch_sentences} is less than one row of model.context {self.model.context}"])

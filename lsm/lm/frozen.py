@@ -1,0 +1,208 @@
+"""The one frozen causal LM that everything speaks through: soft prefix, full-sequence loss, generation, hidden states, injection.
+
+Shape letters: B rows, T tokens, P prefix positions, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lsm.errors import UserError
+from lsm.files import fingerprint
+from lsm.lm.generation import Bias, Sampling, generate_ids
+from lsm.lm.loss import frozen_cross_entropy
+from lsm.lm.tokens import ByteTokens, FolderTokens, Tokens, pad_ids
+from lsm.provenance import fast_dtype
+
+STUB = "stub"
+
+
+class FrozenLM:
+    """A causal LM of transformers whose weights never change (LoRA layers, if asked for, sit beside them).
+
+    Callers bring vectors and get losses, texts, hidden states or logits; the LM knows nothing of who calls.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Tokens, *, name: str, sha256: str) -> None:
+        self.model, self.tokens, self.name, self.sha256 = model.eval(), tokens, name, sha256
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        config = model.config
+        if getattr(config, "final_logit_softcapping", None):
+            raise UserError(f"LM {name} caps its logits, which the fused loss does not compute; choose an LM without final_logit_softcapping")
+        self.width: int = config.get_text_config().hidden_size
+        self.head_VH: Tensor = model.get_output_embeddings().weight
+        self._body = model.get_decoder()
+        self._embedding = model.get_input_embeddings()
+
+    @classmethod
+    def load(cls, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> FrozenLM:
+        """Load an LM by asset name, hub id or local folder; `stub` is a tiny random one for tests.
+
+        Args:
+            device: where it runs.
+            dtype: None takes the fast type of the device (bf16 where the hardware multiplies it).
+
+        Raises:
+            UserError: unknown name, or a folder that holds no causal LM.
+        """
+        device = torch.device(device)
+        if name == STUB:
+            return cls(_stub_model().to(device, dtype or torch.float32), ByteTokens(), name=STUB, sha256=STUB)
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        from lsm.assets import resolve
+
+        asset = resolve(name)
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        # Short sequences on CPU: plain attention multiplies the same numbers as SDPA and its bf16 backward pass is five times faster.
+        attention = "eager" if device.type == "cpu" else "sdpa"
+        try:
+            model = AutoModelForCausalLM.from_pretrained(asset.path, dtype=dtype or fast_dtype(device)[0], attn_implementation=attention)
+        except (OSError, ValueError) as error:
+            raise UserError(f"LM {name}: {asset.path} holds no causal LM ({str(error).splitlines()[0]}); see: lsm assets list") from error
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+        return cls(model.to(device), FolderTokens(Path(asset.path)), name=asset.name, sha256=asset.sha256)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Which LM this is: an adapter trained with it stores this."""
+        return {"name": self.name, "sha256": self.sha256}
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_VH.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head_VH.dtype
+
+    @property
+    def n_layers(self) -> int:
+        return len(self._body.layers)
+
+    def tokenize(self, texts: Sequence[str], *, max_tokens: int | None = None, add_end: bool = False) -> tuple[Tensor, Tensor]:
+        """ids_BT int64 and mask_BT bool on the LM's device, padded on the right.
+
+        Args:
+            max_tokens: longest row, the end token included; what is over is cut off (the end token stays).
+            add_end: append the end token, so that the LM learns where a sentence stops.
+        """
+        rows = self.tokens.encode(texts)
+        if max_tokens is not None:
+            rows = [row[: max_tokens - add_end] for row in rows]
+        if add_end:
+            rows = [[*row, self.tokens.end_id] for row in rows]
+        ids_BT, mask_BT = pad_ids(rows, self.tokens.end_id)
+        return ids_BT.to(self.device), mask_BT.to(self.device)
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Input embeddings [B, T, H] as the LM itself scales them."""
+        return self._embedding(ids_BT)
+
+    def embedding_rms(self) -> float:
+        """Root mean square of one entry of the input embeddings: the size that a soft prefix should start at."""
+        sample = torch.arange(0, len(self.head_VH), max(1, len(self.head_VH) // 4096), device=self.device)
+        return self.embed(sample).float().pow(2).mean().sqrt().item()
+
+    def final_hidden(self, inputs_BTH: Tensor) -> Tensor:
+        """Hidden states [B, T, H] that the output layer reads. No mask: padding stands on the right, where no real token sees it."""
+        return self._body(inputs_embeds=inputs_BTH.to(self.dtype), use_cache=False).last_hidden_state
+
+    def prefix_loss(self, prefix_BPH: Tensor, ids_BT: Tensor, mask_BT: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats of each row's tokens, from the first to the end token, after a soft prefix.
+
+        Args:
+            prefix_BPH: soft prefix; gradients flow into it. P ≥ 1.
+            ids_BT: tokens, padded on the right.
+            mask_BT: which of them count.
+            bias: [B, H] or [B, T, H] added to the final hidden states: with logits E·h it adds E·bias to every logit.
+
+        Returns:
+            loss_B float32, one number per row.
+        """
+        inputs = torch.cat([prefix_BPH.to(self.dtype), self.embed(ids_BT[:, :-1])], dim=1)
+        hidden_BTH = self.final_hidden(inputs)[:, prefix_BPH.shape[1] - 1 :]
+        if bias is not None:
+            hidden_BTH = hidden_BTH.float() + (bias[:, None] if bias.ndim == 2 else bias)
+        loss = frozen_cross_entropy(hidden_BTH[mask_BT], self.head_VH, ids_BT[mask_BT])
+        lengths_B = mask_BT.sum(1)
+        rows = torch.repeat_interleave(torch.arange(len(ids_BT), device=loss.device), lengths_B)
+        return torch.zeros(len(ids_BT), device=loss.device).index_add(0, rows, loss) / lengths_B
+
+    def step(self, inputs_BTH: Tensor, cache: Any = None, bias_BH: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Read T more positions and return the float32 logits [B, V] of the next token and the grown cache (None starts one)."""
+        output = self._body(inputs_embeds=inputs_BTH.to(self.dtype), past_key_values=cache, use_cache=True)
+        hidden_BH = output.last_hidden_state[:, -1]
+        if bias_BH is not None:
+            hidden_BH = (hidden_BH.float() + bias_BH).to(self.dtype)
+        return nn.functional.linear(hidden_BH, self.head_VH).float(), output.past_key_values
+
+    def generate(
+        self,
+        prefix_BPH: Tensor,
+        sampling: Sampling | None = None,
+        *,
+        bias: Bias | Tensor | None = None,
+        prompt_ids_T: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[str]:
+        """Text after each soft prefix, stripped of outer whitespace; arguments as in `lsm.lm.generation.generate_ids`."""
+        rows = generate_ids(self, prefix_BPH, sampling or Sampling(), bias=bias, prompt_ids_T=prompt_ids_T, generator=generator)
+        return [self.tokens.decode(row).strip() for row in rows]
+
+    def hidden(self, inputs_BTH: Tensor, layer: int) -> Tensor:
+        """The residual stream [B, T, H] after `layer` layers (0 = the inputs, n_layers = before the final norm)."""
+        if layer == 0:
+            return inputs_BTH.to(self.dtype)
+        caught: list[Tensor] = []
+        with self._hooked(layer - 1, lambda states: caught.append(states) or states):
+            self.final_hidden(inputs_BTH)
+        return caught[0]
+
+    @contextmanager
+    def inject(self, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """While open, the residual stream after `layer` (1 … n_layers) is replaced by `change(stream)`, in every verb."""
+        with self._hooked(layer - 1, change):
+            yield
+
+    @contextmanager
+    def _hooked(self, index: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+        assert 0 <= index < self.n_layers, f"layer {index + 1} of {self.n_layers}"
+        handle = self._body.layers[index].register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _stub_model() -> nn.Module:
+    """A random two-layer Llama over bytes, the same weights every time."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=ByteTokens.size, tie_word_embeddings=True, attn_implementation="eager", **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def same_lm(stored: dict[str, str], lm: FrozenLM) -> bool:
+    """Whether `stored` (from an adapter) is the LM at hand; only its bytes count, not the name it was asked by."""
+    return fingerprint(stored.get("sha256")) == fingerprint(lm.sha256)

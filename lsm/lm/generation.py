@@ -1,0 +1,109 @@
+"""Batched generation after soft prefixes: one KV cache, finished rows dropped, repetition held down.
+
+Shape letters: B rows, A rows still being written, T tokens, P prefix positions, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lsm.lm.frozen import FrozenLM
+
+Bias = Callable[[Tensor, int, Tensor], Tensor]
+"""bias(spoken_AH, n_tokens, rows_A) → bias_AH added to the final hidden states: `spoken_AH` is the sum of the input embeddings of the
+`n_tokens` tokens written so far, `rows_A` says which rows of the batch are still being written."""
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    max_new_tokens: int = 64
+    """Longest text, end token included."""
+    temperature: float = 0.0
+    """0 takes the most probable token."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with this much probability."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token that the row already holds."""
+    no_repeat_tokens: int = 3
+    """No run of this many tokens occurs twice in a row's text; 0 allows repetition."""
+
+
+@torch.no_grad()
+def generate_ids(
+    lm: FrozenLM,
+    prefix_BPH: Tensor,
+    sampling: Sampling,
+    *,
+    bias: Bias | Tensor | None = None,
+    prompt_ids_T: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
+    """Token ids of a continuation of each prefix, the end token left out.
+
+    Args:
+        prefix_BPH: soft prefixes, all of one length.
+        bias: [B, H], or a function of what has been written (see `Bias`).
+        prompt_ids_T: tokens that every row reads after its prefix.
+        generator: CPU generator for sampling; needed when the temperature is above 0.
+    """
+    assert sampling.temperature == 0 or generator is not None, "sampling needs a generator"
+    texts: list[list[int]] = [[] for _ in range(len(prefix_BPH))]
+    rows_A = torch.arange(len(prefix_BPH), device=prefix_BPH.device)
+    spoken_AH = torch.zeros(len(prefix_BPH), lm.width, device=prefix_BPH.device)
+    inputs = prefix_BPH.to(lm.dtype)
+    if prompt_ids_T is not None:
+        inputs = torch.cat([inputs, lm.embed(prompt_ids_T)[None].expand(len(inputs), -1, -1)], dim=1)
+    seen_AV = torch.zeros(len(inputs), len(lm.head_VH), dtype=torch.bool, device=inputs.device) if sampling.presence_penalty else None
+    cache = None
+    for n_tokens in range(sampling.max_new_tokens):
+        if not len(rows_A):
+            break
+        bias_AH = bias(spoken_AH, n_tokens, rows_A) if callable(bias) else bias if bias is None else bias[rows_A]
+        logits_AV, cache = lm.step(inputs, cache, bias_AH)
+        if seen_AV is not None:
+            logits_AV -= sampling.presence_penalty * seen_AV
+        if sampling.no_repeat_tokens:
+            for place, row in enumerate(rows_A.tolist()):
+                logits_AV[place, _repeating(texts[row], sampling.no_repeat_tokens)] = -torch.inf
+        chosen_A = _choose(logits_AV, sampling, generator)
+        going_A = chosen_A != lm.tokens.end_id
+        for row, token, going in zip(rows_A.tolist(), chosen_A.tolist(), going_A.tolist(), strict=True):
+            if going:
+                texts[row].append(token)
+        if not going_A.all():
+            kept = going_A.nonzero().squeeze(1)
+            rows_A, chosen_A, spoken_AH = rows_A[kept], chosen_A[kept], spoken_AH[kept]
+            seen_AV = seen_AV[kept] if seen_AV is not None else None
+            cache.batch_select_indices(kept)
+        if seen_AV is not None:
+            seen_AV.scatter_(1, chosen_A[:, None], True)
+        inputs = lm.embed(chosen_A[:, None])
+        spoken_AH = spoken_AH + inputs[:, 0].float()
+    return texts
+
+
+def _repeating(ids: list[int], n: int) -> list[int]:
+    """Tokens that would complete a run of `n` tokens which `ids` already holds."""
+    if len(ids) < n:
+        return []
+    tail = ids[len(ids) - n + 1 :]
+    return [ids[i + n - 1] for i in range(len(ids) - n + 1) if ids[i : i + n - 1] == tail]
+
+
+def _choose(logits_AV: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    if sampling.temperature == 0:
+        return logits_AV.argmax(-1)
+    probabilities_AV = torch.softmax(logits_AV / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        ordered_AV, order_AV = probabilities_AV.sort(dim=-1, descending=True)
+        beyond_AV = ordered_AV.cumsum(-1) - ordered_AV > sampling.top_p
+        probabilities_AV = torch.zeros_like(ordered_AV).scatter(1, order_AV, ordered_AV.masked_fill(beyond_AV, 0))
+    return torch.multinomial(probabilities_AV.cpu(), 1, generator=generator).squeeze(1).to(logits_AV.device)

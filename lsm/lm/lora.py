@@ -1,0 +1,48 @@
+"""LoRA layers beside a frozen LM, through peft: what an adapter may train inside the LM without changing it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from lsm.lm.frozen import FrozenLM
+
+_NAME = "lsm"
+
+
+def attach_lora(lm: FrozenLM, rank: int) -> nn.ParameterDict:
+    """Put LoRA layers of `rank` beside every linear layer of the LM's body and return their parameters, float32, by name.
+
+    They start as no change at all (Hu et al. 2021: one factor is zero), scaled by 2 like rank-stable practice with alpha = 2·rank.
+    The output layer and the embeddings stay untouched. An LM carries one set at a time: `detach_lora` first.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    assert not has_lora(lm), "this LM already carries LoRA layers"
+    linear = sorted({name.split(".")[-1] for name, module in lm._body.named_modules() if isinstance(module, nn.Linear)})
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear)
+    inject_adapter_in_model(config, lm._body, adapter_name=_NAME)
+    parameters = {}
+    for name, parameter in lm._body.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+            parameters[name.replace(".", "/")] = parameter
+        else:
+            parameter.requires_grad_(False)
+    return nn.ParameterDict(parameters)
+
+
+def detach_lora(lm: FrozenLM) -> None:
+    """Take the LoRA layers away: the LM is again what it was."""
+    for parent in list(lm._body.modules()):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "lora_A"):
+                setattr(parent, name, child.base_layer)
+
+
+def has_lora(lm: FrozenLM) -> bool:
+    """Whether LoRA layers sit beside the LM."""
+    return any(hasattr(module, "lora_A") for module in lm._body.modules())

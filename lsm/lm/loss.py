@@ -1,0 +1,75 @@
+"""Cross-entropy through a frozen output layer without ever keeping [N, V] logits: the gradient is made in the forward pass.
+
+Shape letters: N rows (positions of all sentences together), H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ROWS_PER_CHUNK = 512
+"""Rows whose logits exist at once. Fewer rows re-read the output layer more often, more rows leave the caches (measured on CPU)."""
+
+
+class _FrozenHead(torch.autograd.Function):
+    """log-sum-exp of the logits of each row, less the target's logit where targets are given."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor | None, offset_V: Tensor | None) -> Tensor:
+        loss_N = torch.empty(len(hidden_NH), dtype=torch.float32, device=hidden_NH.device)
+        wanted = hidden_NH.requires_grad
+        gradient_NH = torch.empty_like(hidden_NH) if wanted else None
+        for start in range(0, len(hidden_NH), ROWS_PER_CHUNK):
+            rows = slice(start, start + ROWS_PER_CHUNK)
+            logits = torch.nn.functional.linear(hidden_NH[rows].to(head_VH.dtype), head_VH).float()
+            if offset_V is not None:
+                logits += offset_V
+            normaliser = torch.logsumexp(logits, dim=-1)
+            loss_N[rows] = normaliser
+            if targets_N is not None:
+                loss_N[rows] -= logits.gather(1, targets_N[rows, None]).squeeze(1)
+            if gradient_NH is None:
+                continue
+            probabilities = logits.sub_(normaliser[:, None]).exp_()
+            gradient = probabilities.to(head_VH.dtype) @ head_VH
+            if targets_N is not None:
+                gradient = gradient - head_VH[targets_N[rows]]
+            gradient_NH[rows] = gradient.to(hidden_NH.dtype)
+        if gradient_NH is not None:
+            ctx.save_for_backward(gradient_NH)
+        return loss_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient_NH,) = ctx.saved_tensors
+        return (gradient_NH * gradients[0][:, None]).to(gradient_NH.dtype), None, None, None
+
+
+def frozen_cross_entropy(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tensor:
+    """Cross-entropy in nats of each row against its target token; differentiable in `hidden_NH` only.
+
+    Args:
+        hidden_NH: final hidden states, any float type; logits are multiplied in the head's type and summed in float32.
+        head_VH: the output layer's weight, which must not require a gradient.
+        targets_N: token ids.
+
+    Returns:
+        loss_N in float32.
+    """
+    assert not head_VH.requires_grad, "the output layer must be frozen: its gradient is not computed"
+    return _FrozenHead.apply(hidden_NH, head_VH, targets_N, None)
+
+
+def frozen_logsumexp(hidden_NH: Tensor, head_VH: Tensor, offset_V: Tensor | None = None) -> Tensor:
+    """log Σ_v exp(hidden · head_v + offset_v) of each row [N] float32; differentiable in `hidden_NH` only.
+
+    With it the cross-entropy of a row against any distribution q over the vocabulary is
+    `frozen_logsumexp(h) − h · Σ_v q_v head_v` (plus a constant), whatever the number of tokens that carry weight.
+    """
+    assert not head_VH.requires_grad, "the output layer must be frozen: its gradient is not computed"
+    return _FrozenHead.apply(hidden_NH, head_VH, None, offset_V)

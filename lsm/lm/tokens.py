@@ -1,0 +1,74 @@
+"""Text to token ids and back, in the two ways a frozen LM comes: a tokenizer folder, or bytes for the built-in stub.
+
+Shape letters: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lsm.errors import UserError
+
+
+class Tokens(Protocol):
+    """What the frozen LM needs of a tokenizer."""
+
+    end_id: int
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, no special tokens added."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens are left out."""
+        ...
+
+
+class ByteTokens:
+    """UTF-8 bytes as tokens 0–255 and an end token 256."""
+
+    end_id = 256
+    size = 257
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode("utf-8", errors="replace")) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+
+class FolderTokens:
+    """A Hugging Face tokenizer read from a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: no usable tokenizer there ({str(error).splitlines()[0]}); give a causal LM's folder") from error
+        if self._tokenizer.eos_token_id is None:
+            raise UserError(f"{folder}: its tokenizer has no end token; give a causal LM whose tokenizer_config.json names an eos_token")
+        self.end_id = int(self._tokenizer.eos_token_id)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer(list(texts), add_special_tokens=False).input_ids if len(texts) else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def pad_ids(rows: Sequence[Sequence[int]], end_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids padded on the right with the end token: ids_BT int64 and mask_BT bool (True = real token)."""
+    width = max((len(row) for row in rows), default=0)
+    ids_BT = torch.full((len(rows), width), end_id, dtype=torch.int64)
+    mask_BT = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids_BT[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask_BT[index, : len(row)] = True
+    return ids_BT, mask_BT

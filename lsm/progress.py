@@ -1,0 +1,78 @@
+"""What a person sees while work goes on: a bar on a terminal, one timed line every few seconds otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+LINE_EVERY_SECONDS = 10.0
+
+
+def say(message: str, *, quiet: bool = False) -> None:
+    """Print one line of a plan or a result on stderr (stdout is kept for what a command makes)."""
+    if not quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Progress over `total` units (None = unknown), with rate and ETA.
+
+    Use as a context manager and call `advance(n, note)`; `note` is a short text such as a loss.
+    """
+
+    def __init__(self, title: str, total: int | None, unit: str, *, quiet: bool = False) -> None:
+        self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
+        self.done = 0
+        self._start = self._last_line = time.monotonic()
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+            self._bar = RichProgress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(title, total=total, status="")
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def advance(self, n: int, note: str = "") -> None:
+        """Count `n` more units as done and show it when it is time."""
+        self.done += n
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, completed=self.done, status=f"{self._rate(now)} {note}")
+        elif now - self._last_line >= LINE_EVERY_SECONDS:
+            self._last_line = now
+            say(self._line(now, note))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif not self.quiet and kind is None:
+            say(f"{self.title}: {self.done:,} {self.unit} in {duration(time.monotonic() - self._start)}")
+
+    def _rate(self, now: float) -> str:
+        return f"{self.done / max(now - self._start, 1e-9):,.1f} {self.unit}/s"
+
+    def _line(self, now: float, note: str) -> str:
+        elapsed = now - self._start
+        count = f"{self.done:,}" + (f"/{self.total:,}" if self.total else "")
+        eta = f", {duration(elapsed * (self.total - self.done) / max(self.done, 1))} left" if self.total else ""
+        return f"{self.title}: {count} {self.unit}, {self._rate(now)}{eta}{'  ' + note if note else ''}"

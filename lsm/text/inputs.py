@@ -1,0 +1,146 @@
+"""INPUT on the command line → the files, recipes and hub data sets that it stands for, in a fixed order."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from lsm.errors import UserError
+
+READABLE_SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+"""What `lsm.text.readers` reads, by the end of the file's name."""
+
+HUB_PREFIX = "hf:"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file to read."""
+
+    path: Path
+    name: str
+    """Path relative to the input that it was found under, with `/`: equal on every machine."""
+    found: bool = False
+    """Found in a folder or by a glob rather than named: if it is empty it is skipped, not refused."""
+
+
+@dataclass(frozen=True)
+class HubInput:
+    """`hf:DATASET[:SPLIT]`."""
+
+    dataset: str
+    split: str
+
+
+@dataclass(frozen=True)
+class RecipeInput:
+    """`RECIPE` or `RECIPE:START-STOP`, the documents from number START up to and without STOP."""
+
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+
+def expand_input(value: str, recipe_names: list[str]) -> list[InputFile] | HubInput | RecipeInput:
+    """What one INPUT stands for; an existing path wins over a recipe of the same name.
+
+    Raises:
+        UserError: nothing of that name, a folder or glob without readable files, an unknown file ending.
+    """
+    if value.startswith(HUB_PREFIX):
+        return _hub_input(value)
+    path = Path(value)
+    if path.is_dir():
+        return _folder_files(path, value)
+    if path.exists():
+        return [_named_file(path)]
+    if glob.has_magic(value):
+        return _glob_files(value)
+    recipe = _recipe_input(value, recipe_names)
+    if recipe is not None:
+        return recipe
+    near = get_close_matches(value, recipe_names, 1)
+    if near:
+        raise UserError(f"input {value} does not exist; did you mean the recipe {near[0]}?")
+    raise UserError(f"input {value} does not exist; give a file, folder, glob, hf:DATASET or a recipe ({', '.join(recipe_names)})")
+
+
+def suffix_of(path: Path) -> str | None:
+    """Which of `READABLE_SUFFIXES` the file's name ends in, if any."""
+    name = path.name.lower()
+    return next((suffix for suffix in READABLE_SUFFIXES if name.endswith(suffix) and name != suffix), None)
+
+
+def _hub_input(value: str) -> HubInput:
+    dataset, _, split = value.removeprefix(HUB_PREFIX).partition(":")
+    if not dataset:
+        raise UserError(f"input {value} names no data set; write hf:DATASET or hf:DATASET:SPLIT")
+    return HubInput(dataset, split or "train")
+
+
+def _recipe_input(value: str, recipe_names: list[str]) -> RecipeInput | None:
+    name, colon, span = value.partition(":")
+    if name not in recipe_names:
+        return None
+    if not colon:
+        return RecipeInput(name)
+    start, dash, stop = span.partition("-")
+    if not (dash and start.isdecimal() and (stop.isdecimal() or not stop)) or (stop and int(stop) <= int(start)):
+        raise UserError(f"input {value}: after the recipe comes START-STOP, for example {name}:0-90 for its first 90 documents")
+    return RecipeInput(name, int(start), int(stop) if stop else None)
+
+
+def _named_file(path: Path) -> InputFile:
+    if not path.is_file():
+        raise UserError(f"input {path} is not a regular file; save it as a file first")
+    if suffix_of(path) is None:
+        raise UserError(f"input {path} ends in {path.suffix or 'nothing'}; readable are {' '.join(READABLE_SUFFIXES)}; convert it")
+    return InputFile(path, _portable(path.name))
+
+
+def _folder_files(folder: Path, value: str, root: Path | None = None) -> list[InputFile]:
+    """Every readable file below `folder`, sorted by its relative name; hidden files and folders are left out."""
+    root = root or folder
+    files, others = [], set()
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            if name.startswith(".") or not path.is_file():
+                continue
+            if suffix_of(path) is None:
+                others.add(path.suffix or name)
+            else:
+                files.append(InputFile(path, _portable(path.relative_to(root).as_posix()), found=True))
+    if not files:
+        seen = f"only {' '.join(sorted(others)[:8])}" if others else "it is empty"
+        raise UserError(f"folder {value} has no readable file ({seen}); readable are {' '.join(READABLE_SUFFIXES)}")
+    return sorted(files, key=lambda file: file.name)
+
+
+def _glob_files(pattern: str) -> list[InputFile]:
+    """Every readable file that matches, sorted; names are relative to the part of the pattern before its first wildcard."""
+    parts = Path(pattern).parts
+    fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:fixed])
+    files = []
+    for match in map(Path, glob.glob(pattern, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        if match.is_file() and suffix_of(match) is not None:
+            files.append(InputFile(match, _portable(match.relative_to(root).as_posix()), found=True))
+        elif match.is_dir() and "**" not in pattern:
+            files += _folder_files(match, str(match), root)
+    if not files:
+        raise UserError(f"input {pattern} matches no readable file; readable are {' '.join(READABLE_SUFFIXES)}")
+    return sorted(files, key=lambda file: file.name)
+
+
+def _portable(name: str) -> str:
+    """A file name as valid Unicode: bytes that are none (old Latin-1 names) become U+FFFD."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _raise(error: OSError) -> None:
+    raise UserError(f"cannot read folder {error.filename}: {error.strerror}") from error

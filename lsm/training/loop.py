@@ -1,0 +1,234 @@
+"""The one training loop: load, step, validate, save; everything trained in lsm goes through it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsm.errors import UserError
+from lsm.files import DONE_MARKER, atomic_folder
+from lsm.progress import Progress, duration, say
+from lsm.provenance import fast_dtype
+from lsm.training.checkpoint import FINAL, Resume, latest_checkpoint, load_checkpoint, locked, mark_done, open_run, save_checkpoint
+from lsm.training.metrics import MetricsLog, plot_loss, read_metrics
+from lsm.training.optimizer import (
+    AveragedWeights,
+    learning_rate,
+    load_optimizer_state,
+    load_trained_state,
+    make_optimizer,
+    optimizer_state,
+    trained_parameters,
+    trained_state,
+)
+from lsm.training.settings import TrainingSettings
+from lsm.training.task import Task
+
+_ETA_AFTER_STEPS = 5
+
+
+class Trainer:
+    """Trains `task` into the run folder `out`; on the CPU a killed and resumed run ends with the bytes of an unbroken one.
+
+    Every random number is drawn from (seed, batch index), so a checkpoint is weights, averages, moments and the step.
+
+    Raises:
+        UserError: `out` belongs to another run, `resume` forbids what is found, or the loss stops being finite.
+    """
+
+    def __init__(
+        self, task: Task, settings: TrainingSettings, out: Path, *, seed: int = 0, resume: Resume = "auto", quiet: bool = False
+    ) -> None:
+        self.task, self.settings, self.out, self.seed, self.quiet = task, settings, out, seed, quiet
+        torch.set_num_threads(settings.threads)
+        self.device = next(iter(trained_parameters(task.module).values())).device
+        self.dtype, self.dtype_reason = self._choose_dtype()
+        open_run(out, settings, task.fingerprint(), seed=seed, resume=resume)
+
+    def train(self) -> dict[str, Any]:
+        """Train to the last step; returns `steps`, `steps_now`, `elapsed_seconds`, `parameters` and the last `evaluation`."""
+        with locked(self.out):
+            start = self._load()
+            if (self.out / FINAL / DONE_MARKER).exists():
+                say(f"{self.out} is finished: nothing to do", quiet=self.quiet)
+                return self._result(self.settings.steps, 0.0)
+            self._print_plan(start)
+            began = time.monotonic()
+            self.log = MetricsLog(self.out, start)
+            with Progress(self.task.name, self.settings.steps - start, "steps", quiet=self.quiet) as progress:
+                if start == 0:
+                    self._validate(0)
+                for step in range(start + 1, self.settings.steps + 1):
+                    row = self._step(step)
+                    self.log.write(step, row)
+                    if step % self.settings.eval_every == 0 or step == self.settings.steps:
+                        self._validate(step)
+                    if step % self.settings.save_every == 0 or step == self.settings.steps:
+                        self._save(step)
+                    progress.advance(1, f"loss {row['loss']:.4f}")
+                    self._print_eta(step - start, step)
+            self.log.close()
+            self._save_final()
+            self._record_session(start, time.monotonic() - began)
+        return self._result(start, time.monotonic() - began)
+
+    def _load(self) -> int:
+        """Build optimizer and averages, put back the newest checkpoint, and return its step (0 = from the beginning)."""
+        module = self.task.module
+        self.optimizer = make_optimizer(module, self.settings.optimizer)
+        self.averages = AveragedWeights(module, self.settings.ema_decay) if self.settings.ema_decay is not None else None
+        self._units, self._unit = 0, "units"
+        checkpoint = latest_checkpoint(self.out)
+        if checkpoint is None:
+            return 0
+        step, tensors = load_checkpoint(checkpoint)
+        load_trained_state(module, tensors["model"])
+        load_optimizer_state(self.optimizer, module, tensors["optimizer"])
+        if self.averages:
+            self.averages.load(tensors["ema"])
+        return step
+
+    def _step(self, step: int) -> dict[str, float]:
+        """One optimizer step (1-based); returns what is logged. Nothing is changed when the loss is not finite."""
+        settings = self.settings
+        self.task.module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        logged: dict[str, float] = {}
+        for part in range(settings.accumulate):
+            index = (step - 1) * settings.accumulate + part
+            torch.manual_seed(step_seed(self.seed, index))
+            batch = self.task.batch(index)
+            with self._autocast():
+                loss, scalars = self.task.loss(batch)
+            (loss / settings.accumulate).backward()
+            for name, value in ({"loss": loss.detach()} | scalars).items():
+                logged[name] = logged.get(name, 0.0) + float(value) / settings.accumulate
+            count, self._unit = self.task.units(batch)
+            self._units += count
+            if not math.isfinite(logged["loss"]):
+                self._stop(step, "loss", batch, logged)
+        parameters = list(trained_parameters(self.task.module).values())
+        clip_norm = settings.optimizer.clip_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm))
+        if not math.isfinite(norm):
+            self._stop(step, "gradient", batch, logged)
+        rate = learning_rate(step, settings.steps, settings.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        if self.averages:
+            self.averages.update(step)
+        return logged | {"lr": rate, "grad_norm": norm}
+
+    def _validate(self, step: int) -> None:
+        self.task.module.eval()
+        torch.manual_seed(step_seed(self.seed, -1))
+        with torch.no_grad(), self._averaged(), self._autocast():
+            evaluation = {name: float(value) for name, value in self.task.evaluate().items()}
+        self.log.write(step, {"evaluation": evaluation})
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.items())
+        say(f"step {step:,} held out: {listed}", quiet=self.quiet)
+
+    def _save(self, step: int) -> None:
+        self.log.flush()
+        tensors = {"model": trained_state(self.task.module), "optimizer": optimizer_state(self.optimizer, self.task.module)}
+        if self.averages:
+            tensors["ema"] = self.averages.state()
+        save_checkpoint(self.out, step, tensors, keep=self.settings.keep_checkpoints)
+        plot_loss(self.out, self.task.name)
+
+    def _save_final(self) -> None:
+        self.task.module.eval()
+        torch.manual_seed(step_seed(self.seed, -1))
+        with torch.no_grad(), self._averaged(), self._autocast(), atomic_folder(self.out / FINAL) as folder:
+            self.task.save_final(folder)
+            mark_done(folder)
+
+    def _stop(self, step: int, what: str, batch: Any, logged: dict[str, float]) -> None:
+        self.log.close()
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in logged.items())
+        raise UserError(
+            f"{what} is not finite at step {step} ({parts}); nothing was updated; batch: {self.task.describe_batch(batch)}; "
+            f"check these documents with `lsm inspect --verify`, or lower --optimizer.lr {self.settings.optimizer.lr:g}"
+        )
+
+    def _averaged(self) -> Any:
+        return self.averages.applied() if self.averages else nullcontext()
+
+    def _autocast(self) -> Any:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        # Weight casts are cached per autocast block, which the swap of averaged weights ends anyway.
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def _choose_dtype(self) -> tuple[torch.dtype, str]:
+        if self.settings.precision == "auto":
+            return fast_dtype(self.device)
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[self.settings.precision], f"{self.settings.precision}: asked for"
+
+    def _print_plan(self, start: int) -> None:
+        module, settings = self.task.module, self.settings
+        parts: dict[str, int] = {}
+        for name, parameter in trained_parameters(module).items():
+            head = name.split(".")[0]
+            parts[head] = parts.get(head, 0) + parameter.numel()
+        total = sum(parts.values())
+        copies = 3 + (self.averages is not None)
+        lines = [
+            f"training {self.task.name} into {self.out}" + (f", resumed at step {start:,}" if start else ""),
+            f"  parameters  {total:,} ({', '.join(f'{name} {count:,}' for name, count in parts.items())})",
+            *(f"  {line}" for line in self.task.plan()),
+            f"  steps       {settings.steps:,}, {settings.steps - start:,} to do; lr {settings.optimizer.lr:g}, seed {self.seed}",
+            f"  device      {self.device}, {self.dtype_reason}, {settings.threads} threads",
+            f"  disk        {copies * total * 4 * settings.keep_checkpoints / 2**20:,.0f} MiB of checkpoints",
+        ]
+        say("\n".join(lines), quiet=self.quiet)
+
+    def _print_eta(self, done: int, step: int) -> None:
+        if done == 1:
+            self._after_first = time.monotonic()
+        if done == 1 + _ETA_AFTER_STEPS and step < self.settings.steps:
+            seconds = (time.monotonic() - self._after_first) / _ETA_AFTER_STEPS
+            left = duration(seconds * (self.settings.steps - step))
+            say(f"{seconds:.2f} s a step, about {left} left (evaluations and checkpoints not counted)", quiet=self.quiet)
+
+    def _record_session(self, start: int, seconds: float) -> None:
+        row = {
+            "from_step": start,
+            "to_step": self.settings.steps,
+            "seconds": round(seconds, 3),
+            self._unit: self._units,
+            "device": str(self.device),
+        }
+        with open(self.out / "sessions.jsonl", "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row) + "\n")
+
+    def _result(self, start: int, seconds: float) -> dict[str, Any]:
+        evaluations = [row["evaluation"] for row in read_metrics(self.out) if "evaluation" in row]
+        return {
+            "run": str(self.out),
+            "steps": self.settings.steps,
+            "steps_now": self.settings.steps - start,
+            "elapsed_seconds": round(seconds, 3),
+            "parameters": sum(p.numel() for p in trained_parameters(self.task.module).values()),
+            "evaluation": evaluations[-1] if evaluations else {},
+        }
+
+
+def step_seed(seed: int, index: int) -> int:
+    """A 63-bit seed for batch `index`: SplitMix64 of both numbers, so that neighbours share nothing."""
+    value = (seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (value ^ (value >> 31)) >> 1
+
+
+def step_generator(seed: int, index: int) -> torch.Generator:
+    """A CPU generator for batch `index` of a task's own draws."""
+    return torch.Generator().manual_seed(step_seed(seed, index))
