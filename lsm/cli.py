@@ -8,9 +8,11 @@ import functools
 import importlib
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsm import __version__
@@ -70,6 +72,10 @@ def overview() -> str:
 
 def run_verb(name: str, arguments: list[str]) -> int:
     """Parse `arguments` with the verb's `Options`, run it, and write `--json` when asked for."""
+    from lsm.assets import offline
+
+    if offline():  # the hub's library reads its own variable, once, when it is imported
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     module = importlib.import_module(VERBS[name].module)
     options = parse(name, module.Options, arguments)
     if options is None:  # --help has been shown
@@ -90,7 +96,8 @@ def parse(name: str, kind: type[CommonOptions], arguments: list[str]) -> Any:
     """Arguments to an instance of `kind`; None when they ask for `--help`, which is printed.
 
     When `kind` has a field `settings`, its entries are options without a prefix (`--steps 100`, `--optimizer.lr 1e-3`);
-    when it has a field `config` too, the YAML file of `--config` gives their defaults, so that an option overrides an entry.
+    when it has a field `config` too, the YAML file of `--config` (a path, or the bare name of a shipped one) gives their
+    defaults, so that an option overrides an entry.
 
     Raises:
         UserError: unknown option, missing option, or a value of the wrong kind.
@@ -110,14 +117,14 @@ def parse(name: str, kind: type[CommonOptions], arguments: list[str]) -> Any:
 
 
 def _unboxed(box: str) -> str:
-    """Tyro's framed complaint as one line: frames, rules and indentation go, the words stay."""
-    lines = (line.strip("╭╮╰╯│─ ") for line in box.splitlines() if line.startswith("│"))
-    return "; ".join(" ".join(group.split()) for group in "\n".join(lines).split("\n\n"))
+    """Tyro's complaint as one line: the title, the frame (drawn in Unicode or with spaces) and the rules go, the words stay."""
+    lines = [line.strip("│ ") for line in box.strip().splitlines()][1:]
+    groups = re.split(r"\n[─╰╯-]{4,}", "\n" + "\n".join(lines))
+    return "; ".join(" ".join(group.split()) for group in groups if group.strip())
 
 
-def _with_settings(kind: type[CommonOptions], arguments: list[str]) -> type[CommonOptions]:
+def _with_settings(kind: type[CommonOptions], arguments: list[str]) -> type[Any]:
     import dataclasses
-    from pathlib import Path
     from typing import Annotated, get_type_hints
 
     import tyro
@@ -127,11 +134,21 @@ def _with_settings(kind: type[CommonOptions], arguments: list[str]) -> type[Comm
     names = {field.name for field in dataclasses.fields(kind)}
     if "settings" not in names:
         return kind
-    settings_kind = get_type_hints(kind)["settings"]
+    settings_kind: Any = get_type_hints(kind)["settings"]
     path = _value_of("--config", arguments) if "config" in names else None
-    make_default = settings_kind if path is None else functools.partial(load_settings, settings_kind, Path(path))
+    make_default = settings_kind if path is None else functools.partial(load_settings, settings_kind, _config_file(path))
     field = ("settings", Annotated[settings_kind, tyro.conf.arg(name="")], dataclasses.field(default_factory=make_default))
     return dataclasses.make_dataclass(kind.__name__, [field], bases=(kind,), kw_only=True, namespace={"__doc__": kind.__doc__})
+
+
+def _config_file(value: str) -> Path:
+    """A YAML file, or by its bare name (`latent-small`) one that is shipped: in the checkout, or inside the installed package."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / "configs", package / "_configs"):
+        shipped = folder / f"{value}.yaml"
+        if shipped.parent == folder and shipped.is_file() and not Path(value).exists():
+            return shipped
+    return Path(value)
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

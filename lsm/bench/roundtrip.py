@@ -2,8 +2,8 @@
 
 Letters: N sentences, D vector width, R resamples.
 
-Controls of a decoder that makes up text: the same decoder given another sentence's vector (`shuffled`) and no vector (`zero`). What the nearest sentence of
-the store gives is the row of the `retrieval` decoder.
+Controls of a decoder that makes up text: the same decoder given another sentence's vector (`shuffled`) and no vector (`zero`). What the
+nearest sentence of the store gives is the row of the `retrieval` decoder.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _BLEU_ORDER = 4
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 ZSTD_LEVEL = 19
 
-TOKEN_F1 = "bag of lower-cased words and single punctuation marks (regex \\w+|[^\\w\\s]), mean over sentences; SQuAD's F1 with articles and marks kept"
+TOKEN_F1 = "mean over sentences; bags of lower-cased words and single marks (\\w+|[^\\w\\s]): SQuAD's F1 with articles and marks kept"
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,11 @@ def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> TextSco
 
 
 def bleu_of(counts_M: np.ndarray) -> float:
-    """Corpus BLEU (sacrebleu's formula and smoothing) of summed `bleu_counts_NM`."""
+    """Corpus BLEU (sacrebleu's formula and smoothing) of summed `bleu_counts_NM`; NaN of no text at all."""
     from sacrebleu.metrics.bleu import BLEU
 
+    if counts_M[-1] == 0:
+        return float("nan")
     numbers = [round(count) for count in counts_M.tolist()]
     correct, total = numbers[:_BLEU_ORDER], numbers[_BLEU_ORDER : 2 * _BLEU_ORDER]
     return BLEU.compute_bleu(correct, total, numbers[-2], numbers[-1], smooth_method="exp").score

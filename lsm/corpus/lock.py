@@ -13,7 +13,7 @@ from lsm.files import explained
 try:
     import fcntl
 except ImportError:  # Windows has no flock: there a person must not start two writers
-    fcntl = None  # ty: ignore[invalid-assignment]
+    fcntl = None
 
 LOCK = ".lock"
 
@@ -40,6 +40,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _acquire(folder: Path) -> int:
+    assert fcntl is not None
     while True:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

@@ -118,7 +118,7 @@ def write_manifest(corpus: Path, n_shards: int, encoder: dict[str, Any], segment
 
     The tables of documents are joined shard by shard, so memory stays bounded by one shard.
     """
-    shards = []
+    shards: list[dict[str, Any]] = []
     with atomic_write(corpus / layout.DOCUMENTS) as handle, pq.ParquetWriter(handle, layout.DOCUMENT_SCHEMA, compression="zstd") as writer:
         for index in range(n_shards):
             done = read_done(corpus, index)
@@ -165,7 +165,7 @@ def write_corpus(
 def write_npy(handle: IO[bytes], array: np.ndarray) -> None:
     """`np.save` that reports a full disk: `ndarray.tofile` loses the errno, a plain write keeps it."""
     np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(array))
-    handle.write(memoryview(array).cast("B") if array.size else b"")
+    handle.write(array.tobytes())
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

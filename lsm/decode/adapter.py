@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +19,9 @@ from lsm.decode.settings import AdapterSettings
 from lsm.decode.shipped import CONFIG
 from lsm.errors import UserError
 from lsm.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from lsm.lm.frozen import FrozenLM
 
 WEIGHTS = "model.safetensors"
 FORMAT = "lsm prefix adapter"
@@ -36,14 +39,27 @@ class AdapterHome:
     """Width of the vectors, D."""
     lm_width: int
     """Hidden width of the LM, H."""
+    vocabulary: int
+    """Tokens of the LM, V."""
     embedding_rms: float
     """Size of the LM's input embeddings, at which the prefix starts."""
+
+
+class Prefix(NamedTuple):
+    """A soft prefix and, where it is built on soft words, what it says of them."""
+
+    prefix_BPH: Tensor
+    lift_BPH: Tensor | None
+    """Each position's words as a lift of the LM's output layer."""
+    logsumexp_BP: Tensor | None
+    """Normaliser of the words' probabilities, for their loss."""
 
 
 class PrefixAdapter(nn.Module):
     """Vector → trunk → prefix [P, H], and (trunk, what has been written) → lexical lift of the final hidden state.
 
-    The prefix is a soft prompt computed from the vector (Li & Liang 2021, prefix tuning). The lift is added to the final hidden state, so
+    The prefix is a soft prompt computed from the vector (Li & Liang 2021, prefix tuning). With `soft_words` each of its positions starts as
+    a mixture of word embeddings, so that the LM finds words in it, as it does in any text. The lift is added to the final hidden state, so
     that with a tied output layer every word's logit rises by its embedding's product with it; what has been written so far enters as the
     sum of its input embeddings, so that a word is lifted until it has been said.
     """
@@ -59,6 +75,15 @@ class PrefixAdapter(nn.Module):
         # Half of the prefix's size comes from the vector and half from what all sentences share.
         nn.init.normal_(self.prefix_head.weight, std=home.embedding_rms * math.sqrt(0.5 / width))
         nn.init.normal_(self.prefix_head.bias, std=home.embedding_rms * math.sqrt(0.5))
+        self.word_head = None
+        if settings.soft_words:
+            self.word_head = nn.Linear(width, settings.prefix_length * lm_width)
+            nn.init.zeros_(self.word_head.weight)
+            nn.init.zeros_(self.word_head.bias)
+            self.register_buffer("word_offset_V", torch.zeros(home.vocabulary))  # log frequency of words, set by training
+            self.word_scale = nn.Parameter(torch.ones(settings.prefix_length, 1))
+            nn.init.normal_(self.prefix_head.weight, std=home.embedding_rms * 0.1 / math.sqrt(width))
+            nn.init.normal_(self.prefix_head.bias, std=home.embedding_rms * 0.1)
         self.lexical_head = _LexicalHead(width, lm_width) if settings.lexical else None
         self.lora = nn.ParameterDict()
 
@@ -69,9 +94,15 @@ class PrefixAdapter(nn.Module):
             x_BF = block(x_BF)
         return self.norm(x_BF)
 
-    def prefix(self, trunk_BF: Tensor) -> Tensor:
-        """Soft prefix [B, P, H]."""
-        return self.prefix_head(trunk_BF).view(len(trunk_BF), self.settings.prefix_length, self.home.lm_width)
+    def prefix(self, trunk_BF: Tensor, lm: FrozenLM) -> Prefix:
+        """Soft prefix for `lm`, with what it is made of."""
+        shape = (len(trunk_BF), self.settings.prefix_length, self.home.lm_width)
+        prefix_BPH = self.prefix_head(trunk_BF).view(shape)
+        if self.word_head is None:
+            return Prefix(prefix_BPH, None, None)
+        lift_BPH = self.word_head(trunk_BF).view(shape).float()
+        logsumexp_N, mean_NH = lm.soft_words(lift_BPH.flatten(0, 1), self.word_offset_V)
+        return Prefix(prefix_BPH + self.word_scale * mean_NH.view(shape), lift_BPH, logsumexp_N.view(shape[:2]))
 
     def bias(self, trunk_BF: Tensor, spoken_BTH: Tensor, n_tokens_T: Tensor) -> Tensor | None:
         """Lexical lift [B, T, H], or None for an adapter without one.
@@ -84,23 +115,6 @@ class PrefixAdapter(nn.Module):
             return None
         scale = self.home.embedding_rms * torch.sqrt(1.0 + n_tokens_T)
         return self.lexical_head(trunk_BF, spoken_BTH / scale[..., None], n_tokens_T)
-
-    def check(self, z_BD: Tensor) -> None:
-        """Refuse what cannot be worded.
-
-        Raises:
-            UserError: wrong width, NaN or infinity, or a vector of zeros; the row is named.
-        """
-        if z_BD.ndim != 2 or z_BD.shape[1] != self.home.dim:
-            raise UserError(
-                f"vectors have shape {tuple(z_BD.shape)}, this adapter reads [n, {self.home.dim}] of encoder {self.home.encoder.get('name')}; "
-                "encode with that encoder, or train an adapter with lsm train-decoder"
-            )
-        bad = (~torch.isfinite(z_BD).all(1)) | (z_BD == 0).all(1)
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            what = "zeros only" if bool((z_BD[row] == 0).all()) else "NaN or infinity"
-            raise UserError(f"vector {row} holds {what} ({int(bad.sum())} such rows); leave it out or encode its text again")
 
     def save_pretrained(self, folder: Path, *, card: str, dtype: torch.dtype = torch.float16) -> None:
         """Write config.json, model.safetensors and README.md into the existing `folder`. float16 halves what is shipped."""

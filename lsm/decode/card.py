@@ -20,22 +20,24 @@ which then writes the sentence. The LM itself is {lora}.
 |---|---|
 {scores}
 
-Trained by `lsm train-decoder` on {n_sentences:,} sentences of at most {max_tokens} tokens: {lexical_steps:,} lexical steps without the LM, then
-{prefix_steps:,} steps of full-sequence cross-entropy with noise up to α = {noise:g} on the vectors. Encoder and LM are identified by
-sha256 in `config.json`; with others the adapter is refused. What comes out is a paraphrase at best: measure with `lsm roundtrip`.
+Trained by `lsm train-decoder` on {n_sentences:,} sentences of at most {max_tokens} tokens: {lexical_steps:,} lexical steps without
+the LM, then {prefix_steps:,} steps of full-sequence cross-entropy with noise up to α = {noise:g} on the vectors. Encoder and LM are
+identified by sha256 in `config.json`; with others the adapter is refused. What comes out is a paraphrase at best: measure with
+`lsm roundtrip`.
 """
 
 _ROWS = {
     "loss": "right vector",
     "loss_shuffled_vector": "another sentence's vector",
     "loss_zero_vector": "vector of zeros",
-    "lexical_loss": "lexical head alone, tokens still to come",
+    "lexical_loss": "lexical lift alone, tokens still to come",
+    "word_loss": "words of the prefix positions",
 }
 
 
 def adapter_card(adapter: PrefixAdapter, settings: DecoderSettings, *, n_sentences: int, scores: dict[str, float]) -> str:
     """The card as Markdown."""
-    lexical_steps = settings.lexical_stage.steps if settings.adapter.lexical else 0
+    lexical_steps = settings.lexical_stage.steps
     return _CARD.format(
         encoder=adapter.home.encoder.get("name"),
         lm=adapter.home.lm["name"],

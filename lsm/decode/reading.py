@@ -51,7 +51,9 @@ class TokenizedSentences:
         take()
         rows, pieces = rows[:limit], pieces[:limit]
         if not rows:
-            raise UserError(f"corpus {corpus.path}: no sentence of {len(documents)} documents has at most {max_tokens} tokens; raise reading.max_tokens")
+            raise UserError(
+                f"corpus {corpus.path}: no sentence of {len(documents)} documents has {max_tokens} tokens or fewer; raise reading.max_tokens"
+            )
         self.rows_N = np.array(rows, dtype=np.int64)
         self.lengths_N = np.array([len(piece) for piece in pieces], dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths_N)])

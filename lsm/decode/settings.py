@@ -22,6 +22,8 @@ class AdapterSettings:
     """Residual blocks in the trunk."""
     lexical: bool = True
     """Also lift the words that the vector speaks of, given those already written, in the LM's output."""
+    soft_words: bool = True
+    """Each prefix position starts as a mixture of word embeddings: the words of its stretch of the sentence, guessed from the vector."""
     lora_rank: int = 0
     """Rank of LoRA layers trained inside the LM; 0 = none, the LM stays as it is."""
 

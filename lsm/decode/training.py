@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import permutation, split_documents
-from lsm.decode.adapter import AdapterHome, PrefixAdapter, spoken_before
+from lsm.decode.adapter import AdapterHome, Prefix, PrefixAdapter, spoken_before
 from lsm.decode.card import adapter_card
 from lsm.decode.reading import LengthBatches, TokenizedSentences
 from lsm.decode.settings import DecoderSettings
@@ -25,6 +25,8 @@ from lsm.lm.lora import attach_lora
 from lsm.lm.loss import frozen_logsumexp
 from lsm.training.loop import step_generator
 from lsm.training.task import Task
+
+_RARE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,17 @@ class SentenceBatch:
 class PrefixTask(Task):
     """Trains `PrefixAdapter` on a corpus's sentences; the first `lexical_stage.steps` steps never run the LM.
 
-    The lexical stage fits, for one random position of each sentence, the distribution of the tokens still to come (nearer ones count more)
-    by softmax(E·lift + log unigram frequency): the lift learns what the sentence adds to its language, and costs one product with the
-    output layer. The prefix stage is the cross-entropy of the whole sentence, first token to end token, with noise on the vectors.
+    The lexical stage fits two distributions over words, each softmax(E·lift + log frequency), so that the lift learns what the sentence
+    adds to its language at the cost of one product with the output layer: for a random position of each sentence the tokens still to
+    come, nearer ones counting more; for each prefix position the content words of its stretch of the sentence. The prefix stage is the
+    cross-entropy of the whole sentence, first token to end token, with noise on the vectors.
     """
 
     name = "prefix adapter"
 
-    def __init__(self, corpus: Corpus, lm: FrozenLM, settings: DecoderSettings, *, seed: int, start_from: PrefixAdapter | None = None) -> None:
+    def __init__(
+        self, corpus: Corpus, lm: FrozenLM, settings: DecoderSettings, *, seed: int, start_from: PrefixAdapter | None = None
+    ) -> None:
         self.corpus, self.lm, self.settings, self.seed = corpus, lm, settings, seed
         reading = settings.reading
         train, held_out = split_documents(corpus.doc_ids, reading.held_out_fraction)
@@ -58,8 +63,9 @@ class PrefixTask(Task):
         self.sentences = TokenizedSentences(corpus, train, lm.tokens, max_tokens=reading.max_tokens, limit=reading.max_sentences)
         self.held_out = TokenizedSentences(corpus, held_out, lm.tokens, max_tokens=reading.max_tokens)
         home = AdapterHome(
-            encoder=corpus.encoder, lm=lm.fingerprint(), dim=corpus.dim, lm_width=lm.width, embedding_rms=round(lm.embedding_rms(), 6)
-        )
+            encoder=corpus.encoder, lm=lm.fingerprint(), dim=corpus.dim, lm_width=lm.width,
+            vocabulary=len(lm.head_VH), embedding_rms=round(lm.embedding_rms(), 6),
+        )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.module = PrefixAdapter(settings.adapter, home).to(lm.device)
@@ -74,8 +80,13 @@ class PrefixTask(Task):
             seed=seed,
         )
         counts_V = self.sentences.token_counts(len(lm.head_VH)) + 0.1
-        self._log_frequency_V = (counts_V / counts_V.sum()).log().to(lm.device)
-        self._n_lexical = settings.lexical_stage.steps * settings.accumulate if settings.adapter.lexical else 0
+        frequency_V = (counts_V / counts_V.sum()).to(lm.device)
+        self._log_frequency_V = frequency_V.log()
+        # Weights of Arora et al. 2017 (SIF): what a prefix position shall name is content, not function words.
+        self._content_V = _RARE / (_RARE + frequency_V)
+        if settings.adapter.soft_words:
+            self.module.word_offset_V.copy_(torch.log_softmax(self._log_frequency_V + self._content_V.log(), dim=0))
+        self._n_lexical = settings.lexical_stage.steps * settings.accumulate
         self._scores: dict[str, float] = {}
 
     def batch(self, index: int) -> SentenceBatch:
@@ -92,13 +103,14 @@ class PrefixTask(Task):
         return SentenceBatch(numbers_B, noisy_BD, batch.ids_BT, batch.mask_BT, batch.position_B)
 
     def loss(self, batch: SentenceBatch) -> tuple[Tensor, dict[str, Any]]:
-        """Nats per token; `prefix_loss` or `lexical_loss` in the log says which stage it is."""
+        """Nats per token; which parts the log shows says which stage it is."""
         if batch.position_B is not None:
-            loss = self._lexical_loss(batch)
-            return loss, {"lexical_loss": loss.detach()}
-        loss_B, lengths_B = self._sentence_losses(batch, batch.z_BD)
-        loss = (loss_B * lengths_B).sum() / lengths_B.sum()
-        return loss, {"prefix_loss": loss.detach()}
+            parts = self._lexical_losses(batch)
+        else:
+            loss_B, lengths_B, word_loss = self._sentence_losses(batch, batch.z_BD)
+            parts = {"prefix_loss": (loss_B * lengths_B).sum() / lengths_B.sum()} | ({} if word_loss is None else {"word_loss": word_loss})
+        loss = torch.stack(list(parts.values())).sum()
+        return loss, {name: value.detach() for name, value in parts.items()}
 
     def evaluate(self) -> dict[str, float]:
         """Held-out nats per token with the right vector, with another sentence's vector and with a vector of zeros."""
@@ -106,19 +118,20 @@ class PrefixTask(Task):
         chosen = permutation(len(self.held_out), 0, 0)[: reading.evaluation_sentences]
         order_N = chosen[np.argsort(self.held_out.lengths_N[chosen], kind="stable")]
         shuffled_N = np.roll(order_N, len(order_N) // 2)
-        totals = dict.fromkeys(("loss", "loss_shuffled_vector", "loss_zero_vector", "lexical_loss"), 0.0)
+        totals = dict.fromkeys(("loss", "loss_shuffled_vector", "loss_zero_vector"), 0.0)
         n_tokens = 0
         generator = torch.Generator().manual_seed(0)
         for start in range(0, len(order_N), 32):
             batch = self._gather(self.held_out, order_N[start : start + 32], lexical=True, generator=generator)
             others_BD = self.held_out.vectors(shuffled_N[start : start + 32]).to(self.lm.device)
-            for name, z_BD in (("loss", batch.z_BD), ("loss_shuffled_vector", others_BD), ("loss_zero_vector", torch.zeros_like(batch.z_BD))):
-                loss_B, lengths_B = self._sentence_losses(batch, z_BD)
-                totals[name] += float((loss_B * lengths_B).sum())
+            lengths_B = batch.mask_BT.sum(1)
+            inputs = {"loss": batch.z_BD, "loss_shuffled_vector": others_BD, "loss_zero_vector": torch.zeros_like(batch.z_BD)}
+            for name, z_BD in inputs.items():
+                totals[name] += float((self._sentence_losses(batch, z_BD)[0] * lengths_B).sum())
+            for name, value in self._lexical_losses(batch).items():
+                totals[name] = totals.get(name, 0.0) + float(value) * int(lengths_B.sum())
             n_tokens += int(lengths_B.sum())
-            if self._n_lexical:
-                totals["lexical_loss"] += float(self._lexical_loss(batch)) * int(lengths_B.sum())
-        self._scores = {name: round(value / n_tokens, 4) for name, value in totals.items() if name != "lexical_loss" or self._n_lexical}
+        self._scores = {name: round(value / n_tokens, 4) for name, value in totals.items()}
         return self._scores
 
     def save_final(self, folder: Path) -> None:
@@ -136,7 +149,7 @@ class PrefixTask(Task):
         return [
             f"data        {len(sentences):,} sentences, {sentences.n_left_out:,} over {settings.reading.max_tokens} tokens left out, "
             f"{len(self.held_out):,} held out; {np.mean(sentences.lengths_N):.1f} tokens each",
-            f"stages      {settings.lexical_stage.steps if self._n_lexical else 0:,} lexical steps of {settings.lexical_stage.batch_sentences} "
+            f"stages      {settings.lexical_stage.steps:,} lexical steps of {settings.lexical_stage.batch_sentences} "
             f"sentences, then {seen:,.0f} sentences through the LM ({seen / len(sentences):.2f} epochs, {positions:.0f} positions each)",
             f"frozen LM   {self.lm.name}, {str(self.lm.dtype).removeprefix('torch.')}",
         ]
@@ -147,32 +160,64 @@ class PrefixTask(Task):
     def units(self, batch: SentenceBatch) -> tuple[int, str]:
         return len(batch.numbers_B), "sentences"
 
-    def _sentence_losses(self, batch: SentenceBatch, z_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """loss_B (nats per token) and lengths_B."""
+    def _sentence_losses(self, batch: SentenceBatch, z_BD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """loss_B (nats per token), lengths_B, and the loss of the prefix's words where it has any."""
         trunk_BF = self.module.trunk(z_BD)
-        prefix_BPH = self.module.prefix(trunk_BF)
+        prefix = self.module.prefix(trunk_BF, self.lm)
         spoken_BTH = spoken_before(self.lm.embed(batch.ids_BT))
         bias_BTH = self.module.bias(trunk_BF, spoken_BTH, torch.arange(batch.ids_BT.shape[1], device=self.lm.device))
         with torch.autocast(self.lm.device.type, enabled=False):  # the LM has its own dtype
-            loss_B = self.lm.prefix_loss(prefix_BPH, batch.ids_BT, batch.mask_BT, bias_BTH)
-        return loss_B, batch.mask_BT.sum(1)
+            loss_B = self.lm.prefix_loss(prefix.prefix_BPH, batch.ids_BT, batch.mask_BT, bias_BTH)
+        return loss_B, batch.mask_BT.sum(1), self._word_loss(batch, prefix)
 
-    def _lexical_loss(self, batch: SentenceBatch) -> Tensor:
+    def _lexical_losses(self, batch: SentenceBatch) -> dict[str, Tensor]:
+        """What the lexical stage trains: the lift of the tokens to come, and the words of the prefix on as many rows as cost the same."""
+        trunk_BF = self.module.trunk(batch.z_BD)
+        losses = {}
+        if self.module.lexical_head is not None:
+            losses["lexical_loss"] = self._lift_loss(batch, trunk_BF)
+        if self.module.word_head is not None:
+            some = slice(0, max(1, len(trunk_BF) // self.settings.adapter.prefix_length))
+            few = SentenceBatch(batch.numbers_B[some], batch.z_BD[some], batch.ids_BT[some], batch.mask_BT[some], None)
+            word_loss = self._word_loss(few, self.module.prefix(trunk_BF[some], self.lm))
+            assert word_loss is not None
+            losses["word_loss"] = word_loss
+        return losses
+
+    def _lift_loss(self, batch: SentenceBatch, trunk_BF: Tensor) -> Tensor:
         assert batch.position_B is not None
         place_T = torch.arange(batch.ids_BT.shape[1], device=self.lm.device)
         position_B1 = batch.position_B[:, None]
-        embedded_BTH = self.lm.embed(batch.ids_BT).float()
-        spoken_BH = (embedded_BTH * (place_T < position_B1)[..., None]).sum(1)
         weight_BT = torch.exp(-(place_T - position_B1) / self.settings.lexical_stage.horizon_tokens)
         weight_BT = weight_BT * ((place_T >= position_B1) & batch.mask_BT)
-        weight_BT = weight_BT / weight_BT.sum(1, keepdim=True)
-        lift_BH = self.module.bias(self.module.trunk(batch.z_BD), spoken_BH[:, None], position_B1)
-        assert lift_BH is not None
-        lift_BH = lift_BH[:, 0].float()
+        spoken_BH = _weighted_sums((place_T < position_B1)[:, None].float(), self.lm.embed(batch.ids_BT))
+        lift_BTH = self.module.bias(trunk_BF, spoken_BH, position_B1)
+        assert lift_BTH is not None
+        lift_BH = lift_BTH[:, 0].float()
         with torch.autocast(self.lm.device.type, enabled=False):
-            target_BH = torch.einsum("bt,bth->bh", weight_BT, self.lm.head_VH[batch.ids_BT].float())
-            offset_B = (weight_BT * self._log_frequency_V[batch.ids_BT]).sum(1)
-            return (frozen_logsumexp(lift_BH, self.lm.head_VH, self._log_frequency_V) - (lift_BH * target_BH).sum(1) - offset_B).mean()
+            logsumexp_B = frozen_logsumexp(lift_BH, self.lm.head_VH, self._log_frequency_V)
+        return self._bag_loss(batch, weight_BT[:, None], lift_BH[:, None], logsumexp_B[:, None], self._log_frequency_V)
+
+    def _word_loss(self, batch: SentenceBatch, prefix: Prefix) -> Tensor | None:
+        """Cross-entropy of each prefix position's words against the content words of its stretch of the sentence."""
+        if prefix.lift_BPH is None or prefix.logsumexp_BP is None:
+            return None
+        n_positions = prefix.lift_BPH.shape[1]
+        lengths_B1 = batch.mask_BT.sum(1, keepdim=True) - 1  # without the end token
+        place_BT = (torch.arange(batch.ids_BT.shape[1], device=self.lm.device) + 0.5) / lengths_B1.clamp(min=1)
+        centre_P = (torch.arange(n_positions, device=self.lm.device) + 0.5) / n_positions
+        near_BPT = torch.exp(-(((place_BT[:, None] - centre_P[:, None]) * n_positions) ** 2))
+        inside_BT = torch.arange(batch.ids_BT.shape[1], device=self.lm.device) < lengths_B1
+        weight_BPT = near_BPT * (inside_BT * self._content_V[batch.ids_BT])[:, None] + 1e-9 * batch.mask_BT[:, None]
+        return self._bag_loss(batch, weight_BPT, prefix.lift_BPH, prefix.logsumexp_BP, self.module.word_offset_V)
+
+    def _bag_loss(self, batch: SentenceBatch, weight_BPT: Tensor, lift_BPH: Tensor, logsumexp_BP: Tensor, offset_V: Tensor) -> Tensor:
+        """Mean cross-entropy of softmax(E·lift + offset) against each sentence's tokens in the proportions of `weight_BPT`."""
+        with torch.autocast(self.lm.device.type, enabled=False):
+            weight_BPT = weight_BPT / weight_BPT.sum(-1, keepdim=True)
+            target_BPH = _weighted_sums(weight_BPT, self.lm.head_VH[batch.ids_BT])
+            offset_BP = (weight_BPT * offset_V[batch.ids_BT][:, None]).sum(-1)
+            return (logsumexp_BP - (lift_BPH * target_BPH).sum(-1) - offset_BP).mean()
 
     def _gather(self, source: TokenizedSentences, numbers_B: np.ndarray, *, lexical: bool, generator: torch.Generator) -> SentenceBatch:
         ids_BT, mask_BT = source.ids(numbers_B)
@@ -194,3 +239,8 @@ def add_noise(z_BD: Tensor, most: float, generator: torch.Generator) -> Tensor:
     alpha_B1 = torch.rand(len(z_BD), 1, generator=generator) * most
     noise_BD = torch.randn(z_BD.shape, generator=generator) / z_BD.shape[1] ** 0.5
     return (1 - alpha_B1).sqrt() * z_BD + alpha_B1.sqrt() * noise_BD
+
+
+def _weighted_sums(weight_BPT: Tensor, embedded_BTH: Tensor) -> Tensor:
+    """Σ_t weight · embedding, [B, P, H] float32."""
+    return torch.bmm(weight_BPT.to(embedded_BTH.dtype), embedded_BTH).float()

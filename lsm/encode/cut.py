@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,7 @@ from lsm.corpus import format as layout
 from lsm.corpus.writer import SegmentedDocument, SentenceLike, read_done, text_sha256
 from lsm.errors import UserError
 
-Segment = Callable[[str], tuple[str, list[SentenceLike]]]
+Segment = Callable[[str], tuple[str, Sequence[SentenceLike]]]
 
 
 class DocumentLike(Protocol):
@@ -58,6 +59,7 @@ class Cutter:
     n_blank: int = 0
     n_known: int = 0
     n_mended: int = 0
+    segmenting_seconds: float = 0.0
 
     def shards(self, documents: Iterable[DocumentLike]) -> Iterator[CutShard]:
         """Yield every shard of the stage.
@@ -120,7 +122,9 @@ class Cutter:
         return None if found is None else (*found, None)
 
     def _segmented(self, document: DocumentLike, text: str) -> SegmentedDocument:
+        start = time.perf_counter()
         lead, sentences = self.segment(text)
+        self.segmenting_seconds += time.perf_counter() - start
         return SegmentedDocument(document.doc_id, document.source, document.title, text_sha256(text), len(text), lead, sentences)
 
     def _require_same(self, index: int, expected: tuple[str, str], found: tuple[DocumentLike, str, object] | None) -> None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from lsm.encode.model_folder import ModelFolder
 from lsm.errors import UserError
+
+if TYPE_CHECKING:
+    from lsm.encode.static_encoders import StubEncoder, WordLlamaEncoder
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -68,40 +72,28 @@ def load_encoder(name: str, *, device: str = "auto", precision: Precision = "aut
     Raises:
         UserError: unknown name, a folder that holds no encoder, or a device that is not there.
     """
-    if name in ("stub", "stub-slow"):
-        from lsm.encode.static_encoders import StubEncoder
-
-        return StubEncoder(slow=name == "stub-slow")
-    folder, label = find_model(name)
-    if _is_static(folder):
-        from lsm.encode.static_encoders import WordLlamaEncoder
-
-        return WordLlamaEncoder(folder, label)
-    from lsm.encode.model_folder import ModelFolder
-
-    model = ModelFolder.read(folder, label)
-    if model.why_not_fast is None:
+    found = _static_encoder(name) or _model_folder(name)
+    if not isinstance(found, ModelFolder):
+        return found
+    if found.why_not_fast is None:
         from lsm.encode.transformer_encoder import TransformerEncoder
 
-        return TransformerEncoder(model, device=device, precision=precision)
+        return TransformerEncoder(found, device=device, precision=precision)
     from lsm.encode.sentence_transformers_encoder import SentenceTransformersEncoder
 
-    return SentenceTransformersEncoder(model, device=device, precision=precision)
+    return SentenceTransformersEncoder(found, device=device, precision=precision)
 
 
 def encoder_info(name: str, *, device: str = "auto", precision: Precision = "auto") -> EncoderInfo:
     """Fingerprint, device and token limit of an encoder, from its files alone where that is possible."""
-    if name in ("stub", "stub-slow") or _is_static(find_model(name)[0]):
-        encoder = load_encoder(name)
-        return EncoderInfo(name, encoder.fingerprint(), "cpu", "needs no GPU, numpy only", encoder.fits)  # type: ignore[attr-defined]
-    from lsm.encode.model_folder import ModelFolder
-
-    folder, label = find_model(name)
-    model = ModelFolder.read(folder, label)
+    static = _static_encoder(name)
+    if static is not None:
+        return EncoderInfo(name, static.fingerprint(), "cpu", "needs no GPU, numpy only", static.fits)
+    model = _model_folder(name)
+    chosen, dtype, why = choose_precision(device, precision)
     if model.why_not_fast is not None:
         encoder = load_encoder(name, device=device, precision=precision)
-        return EncoderInfo(name, encoder.fingerprint(), str(encoder.device), f"through sentence-transformers: {model.why_not_fast}", None)  # type: ignore[attr-defined]
-    chosen, dtype, why = choose_precision(device, precision)
+        return EncoderInfo(name, encoder.fingerprint(), str(chosen), f"{why}; by sentence-transformers: {model.why_not_fast}", None)
     return EncoderInfo(name, model.fingerprint(dtype), str(chosen), why, model.fits())
 
 
@@ -129,5 +121,17 @@ def find_model(name: str) -> tuple[Path, str]:
     return path, label
 
 
-def _is_static(folder: Path) -> bool:
-    return not (folder / "config.json").exists() and not (folder / "modules.json").exists() and any(folder.rglob("*.safetensors"))
+def _static_encoder(name: str) -> StubEncoder | WordLlamaEncoder | None:
+    """The encoder when it is one without a network; None when the name stands for a model folder."""
+    from lsm.encode.static_encoders import StubEncoder, WordLlamaEncoder
+
+    if name in ("stub", "stub-slow"):
+        return StubEncoder(slow=name == "stub-slow")
+    folder, label = find_model(name)
+    if not (folder / "config.json").exists() and not (folder / "modules.json").exists() and any(folder.rglob("*.safetensors")):
+        return WordLlamaEncoder(folder, label)
+    return None
+
+
+def _model_folder(name: str) -> ModelFolder:
+    return ModelFolder.read(*find_model(name))

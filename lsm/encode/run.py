@@ -24,7 +24,7 @@ from lsm.corpus.lock import LOCK, only_writer
 from lsm.corpus.writer import read_done, write_manifest, write_shard
 from lsm.encode.cut import CutShard, Cutter, DocumentLike, Segment, finished_documents
 from lsm.encode.encoder import EncodedBatch, EncoderInfo, Precision
-from lsm.encode.plan import WINDOW_ROWS, Resume, RunPlan, Stage
+from lsm.encode.plan import Resume, RunPlan, Stage, windows
 from lsm.encode.worker import EncodingPool
 from lsm.errors import UserError
 from lsm.files import TEMPORARY_SUFFIX, read_json, remove_leftovers
@@ -162,11 +162,11 @@ def _encode_shards(
                 continue
             if progress is None:
                 _begin_stage(job, plan, cutter)
-                total = _say_plan(job, shard, n_shards - 1, pool)
+                total = _say_plan(job, shard, n_shards - 1, pool, cutter.segmenting_seconds)
                 progress = stack.enter_context(Progress("encode", total, "sentences", quiet=job.quiet))
                 begin = time.monotonic()
             texts = [sentence.text for document in shard.documents for sentence in document.sentences]
-            pending.append((shard, [pool.encode(texts[row : row + WINDOW_ROWS]) for row in range(0, len(texts), WINDOW_ROWS)]))
+            pending.append((shard, [pool.encode(texts[window]) for window in windows(len(texts), plan.window_rows)]))
             while pending and (len(pending) >= job.n_workers + 2 or all(future.done() for future in pending[0][1])):
                 _write(job, *pending.popleft(), progress.advance, written)
         while pending:
@@ -199,7 +199,7 @@ def _write(
     written.shards += 1
 
 
-def _say_plan(job: EncodeJob, first: CutShard, n_passed: int, pool: EncodingPool) -> int | None:
+def _say_plan(job: EncodeJob, first: CutShard, n_passed: int, pool: EncodingPool, segmenting_seconds: float) -> int | None:
     """Print the plan with a measured estimate; returns the estimated number of sentences still to encode."""
     assert first.documents is not None
     if job.quiet:
@@ -221,10 +221,11 @@ def _say_plan(job: EncodeJob, first: CutShard, n_passed: int, pool: EncodingPool
         free = shutil.disk_usage(job.out).free
         say(f"  to write about {total * row_bytes / 2**20:,.0f} MiB ({free / 2**20:,.0f} MiB free)")
     texts = [sentence.text for document in first.documents for sentence in document.sentences]
-    rate = pool.probe(texts).result() * job.n_workers if texts else 1.0
+    # Segmentation runs in this one process: with a fast encoder it sets the pace.
+    rate = min(pool.probe(texts).result() * job.n_workers, rows / max(segmenting_seconds, 1e-9)) if texts else 1.0
     say(f"  rows     {rows:,} sentences of {characters / rows:.0f} characters in the first shard; {job.plan.shard_rows:,} a shard")
     expected = f"about {total:,} sentences, {duration(total / rate)}" if total else "total unknown"
-    say(f"  time     {rate:,.0f} sentences/s expected from a measurement of one worker; {expected}")
+    say(f"  time     {rate:,.0f} sentences/s expected, measured on a few; {expected}")
     return total
 
 

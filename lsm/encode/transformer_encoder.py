@@ -30,14 +30,15 @@ class TransformerEncoder:
         import torch
         import transformers
         from tokenizers import Tokenizer
+        from transformers.utils import logging
 
         self.model, self.name, self.dim, self.max_tokens = model, model.name, model.dim, model.max_tokens
         self.device, self.dtype, self.why = choose_precision(device, precision)
         self._tokenizer = Tokenizer.from_file(str(model.root / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_tokens)
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
         how = {"dtype": getattr(torch, self.dtype), "attn_implementation": "sdpa", "local_files_only": True}
         self._network = transformers.AutoModel.from_pretrained(model.root, **how).to(self.device).eval()
 

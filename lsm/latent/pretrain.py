@@ -86,14 +86,15 @@ class Pretraining(Task):
         normaliser = Normaliser.fit((source.vectors(int(doc)) for doc in train), dim, settings.model.normaliser)
         config = LatentConfig(dim=dim, model=settings.model, encoder=encoder or {}, temperature=settings.objectives.temperature)
         torch.manual_seed(step_seed(seed, _MODEL_STREAM))
-        self.module: LatentTransformer = LatentTransformer(config, normaliser).to(self.device)
+        self.model = LatentTransformer(config, normaliser).to(self.device)
+        self.module = self.model
         # Parts that no objective reaches get no gradient; leaving them out keeps them out of plan, checkpoints and decay.
         if not settings.objectives.denoise:
-            self.module.restoration.requires_grad_(False)
+            self.model.restoration.requires_grad_(False)
         if not settings.objectives.infonce:
-            self.module.log_temperature.requires_grad_(False)
+            self.model.log_temperature.requires_grad_(False)
         if not (settings.objectives.denoise or settings.data.context_dropout):
-            self.module.mask_vector.requires_grad_(False)
+            self.model.mask_vector.requires_grad_(False)
 
     @classmethod
     def on_corpus(cls, path: Path, settings: PretrainSettings, *, seed: int, device: torch.device) -> Pretraining:
@@ -111,8 +112,9 @@ class Pretraining(Task):
     def loss(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Any]]:
         """The weighted sum and each of its parts."""
         total, parts, _ = self._losses(batch)
-        return total, {name: value.detach() for name, value in parts.items()} | {"temperature": self.module.log_temperature.detach().exp()}
+        return total, {name: value.detach() for name, value in parts.items()} | {"temperature": self.model.log_temperature.detach().exp()}
 
+    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Held-out losses, and rank and recall of the true next sentence among the evaluated ones, beside the exponential mean's."""
         return evaluate_batches(self._held_out_predictions())
@@ -121,8 +123,8 @@ class Pretraining(Task):
         """The loadable model with its card."""
         training = {"steps": self.settings.steps, "seed": self.seed} | {f"training {k}": v for k, v in summary(self.sampler).items()}
         training |= {f"objective {name}": value for name, value in to_dict(self.settings.objectives).items()}
-        card = model_card(self.module, training=training, evaluation=self.evaluate())
-        self.module.save_pretrained(folder, card)
+        card = model_card(self.model, training=training, evaluation=self.evaluate())
+        self.model.save_pretrained(folder, card)
 
     def fingerprint(self) -> dict[str, Any]:
         """Corpus and encoder."""
@@ -137,13 +139,13 @@ class Pretraining(Task):
             f"training    {train['sentences']:,} sentences of {train['documents']:,} documents "
             f"in {train['rows']:,} rows ({train['filled']:.0%} filled)",
             f"held out    {held_out['sentences']:,} sentences of {held_out['documents']:,} documents",
-            f"a step      {per_step:,} sentences, {self._flops_per_step() / 1e9:,.0f} GFLOP; {epochs:.1f} epochs in all",
+            f"a step      {per_step:,} sentences, {self._flops_per_step() / 1e9:,.3g} GFLOP; {epochs:.1f} epochs in all",
         ]
 
     def describe_batch(self, batch: LatentBatch) -> str:
-        """Numbers of the documents in a batch."""
+        """Ids of the documents in a batch."""
         documents = np.unique(batch.packed.document_BS[batch.packed.document_BS >= 0])
-        return f"documents {', '.join(map(str, documents[:12]))}" + (f" and {len(documents) - 12} more" if len(documents) > 12 else "")
+        return f"documents {', '.join(self.sampler.source.doc_ids[doc] for doc in documents[:12])}" + (f" and {len(documents) - 12} more" if len(documents) > 12 else "")
 
     def units(self, batch: LatentBatch) -> tuple[int, str]:
         """Sentences."""
@@ -154,9 +156,9 @@ class Pretraining(Task):
         settings = self.settings
         sentences = self.sampler.rows * settings.model.context
         passes = 1 + (settings.objectives.denoise_rows if settings.objectives.denoise else 0)
-        weights = sum(p.numel() for p in self.module.parameters() if p.requires_grad and p.ndim >= 2)
+        weights = sum(p.numel() for p in self.model.parameters() if p.requires_grad and p.ndim >= 2)
         attention = 12 * settings.model.layers * settings.model.hidden * settings.model.context
-        contrast = 6 * sentences**2 * self.module.config.dim if settings.objectives.infonce else 0
+        contrast = 6 * sentences**2 * self.model.config.dim if settings.objectives.infonce else 0
         return settings.accumulate * (sentences * passes * (6 * weights + attention) + contrast)
 
     def _prepare(self, packed: PackedBatch, generator: np.random.Generator, *, training: bool) -> LatentBatch:
@@ -194,7 +196,7 @@ class Pretraining(Task):
 
     def _losses(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The weighted sum, its parts, and the predictions [B, S, D]."""
-        goals, model = self.settings.objectives, self.module
+        goals, model = self.settings.objectives, self.model
         prediction_BSD = model(batch.z_BSD, batch.segment_BS, hidden_BS=batch.hidden_BS, noise_BSD=batch.noise_BSD)
         parts: dict[str, Tensor] = {}
         if goals.mse:

@@ -78,7 +78,7 @@ class ObjectiveSettings:
     """Largest share of a row's sentences that is masked."""
     mask_span: float = 3.0
     """Mean length of a masked span, in sentences."""
-    denoise_rows: float = 0.5
+    denoise_rows: float = 0.25
     """Share of a batch's rows that also go through the denoising pass."""
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rotary_embedding_torch import RotaryEmbedding
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from lsm.latent.settings import ModelSettings
 
 FORMAT = 1
 _ROWS_AT_A_TIME = 64
+_NOT_IN_MODEL_FILE = ("normaliser.", "rotary.")  # one has its own file, the other is computed from the config
 
 
 @dataclass(kw_only=True)
@@ -164,9 +166,7 @@ class LatentTransformer(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: value.cpu().contiguous() for name, value in self.state_dict().items() if not name.startswith(("normaliser.", "rotary."))
-        }
+        state = {name: value.cpu().contiguous() for name, value in self.state_dict().items() if not name.startswith(_NOT_IN_MODEL_FILE)}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         self.normaliser.save(folder)
         write_json(folder / "config.json", {"kind": "latent-transformer", "format": FORMAT} | to_dict(self.config))
@@ -191,18 +191,16 @@ class LatentTransformer(nn.Module):
             raise UserError(
                 f"{folder / 'config.json'} does not describe a latent transformer of format {FORMAT}; name a run of lsm pretrain"
             )
-        model = cls(settings_from(LatentConfig, raw, origin=str(folder / "config.json")), Normaliser.load(folder))
+        config = settings_from(LatentConfig, raw, origin=str(folder / "config.json"))
         try:
+            model = cls(config, Normaliser.load(folder))
             missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {' '.join(str(error).split())[:200]}"
-            ) from error
-        absent = [name for name in missing if not name.startswith(("normaliser.", "rotary."))]
+        except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"weights in {folder} are damaged or do not fit its config.json ({reason}); copy or train it again") from error
+        absent = [name for name in missing if not name.startswith(_NOT_IN_MODEL_FILE)]
         if absent or unexpected:
-            raise UserError(
-                f"{folder / 'model.safetensors'} does not fit its config.json: missing {absent[:3]}, unexpected {unexpected[:3]}"
-            )
+            raise UserError(f"weights in {folder} do not fit its config.json: missing {absent[:3]}, unexpected {unexpected[:3]}")
         return model.to(device).eval()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lsm.errors import UserError
 from lsm.files import fingerprint
 from lsm.lm.generation import Bias, Sampling, generate_ids
-from lsm.lm.loss import frozen_cross_entropy
+from lsm.lm.loss import frozen_cross_entropy, frozen_mean
 from lsm.lm.tokens import ByteTokens, FolderTokens, Tokens, pad_ids
 from lsm.provenance import fast_dtype
 
@@ -35,11 +35,13 @@ class FrozenLM:
             parameter.requires_grad_(False)
         config = model.config
         if getattr(config, "final_logit_softcapping", None):
-            raise UserError(f"LM {name} caps its logits, which the fused loss does not compute; choose an LM without final_logit_softcapping")
+            raise UserError(f"LM {name} caps its logits, which the fused loss cannot; choose one without final_logit_softcapping")
         self.width: int = config.get_text_config().hidden_size
         self.head_VH: Tensor = model.get_output_embeddings().weight
         self._body = model.get_decoder()
         self._embedding = model.get_input_embeddings()
+        one = torch.ones(1, dtype=torch.int64, device=self.head_VH.device)
+        self._input_scale = float(self.embed(one).norm() / self.head_VH[1].norm())  # some LMs scale their inputs, such as Gemma
 
     @classmethod
     def load(cls, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> FrozenLM:
@@ -113,6 +115,15 @@ class FrozenLM:
         """Root mean square of one entry of the input embeddings: the size that a soft prefix should start at."""
         sample = torch.arange(0, len(self.head_VH), max(1, len(self.head_VH) // 4096), device=self.device)
         return self.embed(sample).float().pow(2).mean().sqrt().item()
+
+    def soft_words(self, lift_NH: Tensor, offset_V: Tensor) -> tuple[Tensor, Tensor]:
+        """Input embeddings of fuzzy words: the mean embedding under p = softmax(E·lift + offset), for an LM with tied embeddings.
+
+        Returns:
+            The log-sum-exp [N] float32, differentiable in `lift_NH`, and the mean embeddings [N, H] without gradient, scaled as inputs are.
+        """
+        logsumexp_N, mean_NH = frozen_mean(lift_NH, self.head_VH, offset_V)
+        return logsumexp_N, mean_NH * self._input_scale
 
     def final_hidden(self, inputs_BTH: Tensor) -> Tensor:
         """Hidden states [B, T, H] that the output layer reads. No mask: padding stands on the right, where no real token sees it."""

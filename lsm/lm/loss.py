@@ -16,13 +16,14 @@ ROWS_PER_CHUNK = 512
 
 
 class _FrozenHead(torch.autograd.Function):
-    """log-sum-exp of the logits of each row, less the target's logit where targets are given."""
+    """log-sum-exp of each row's logits, less its target's logit where targets are given, and the mean head row under its softmax."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor | None, offset_V: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor | None, offset_V: Tensor | None, means: bool
+    ) -> tuple[Tensor, Tensor | None]:
         loss_N = torch.empty(len(hidden_NH), dtype=torch.float32, device=hidden_NH.device)
-        wanted = hidden_NH.requires_grad
-        gradient_NH = torch.empty_like(hidden_NH) if wanted else None
+        mean_NH = torch.empty_like(hidden_NH) if means or hidden_NH.requires_grad else None
         for start in range(0, len(hidden_NH), ROWS_PER_CHUNK):
             rows = slice(start, start + ROWS_PER_CHUNK)
             logits = torch.nn.functional.linear(hidden_NH[rows].to(head_VH.dtype), head_VH).float()
@@ -32,22 +33,21 @@ class _FrozenHead(torch.autograd.Function):
             loss_N[rows] = normaliser
             if targets_N is not None:
                 loss_N[rows] -= logits.gather(1, targets_N[rows, None]).squeeze(1)
-            if gradient_NH is None:
-                continue
-            probabilities = logits.sub_(normaliser[:, None]).exp_()
-            gradient = probabilities.to(head_VH.dtype) @ head_VH
-            if targets_N is not None:
-                gradient = gradient - head_VH[targets_N[rows]]
-            gradient_NH[rows] = gradient.to(hidden_NH.dtype)
-        if gradient_NH is not None:
-            ctx.save_for_backward(gradient_NH)
-        return loss_N
+            if mean_NH is not None:
+                probabilities = logits.sub_(normaliser[:, None]).exp_()
+                mean_NH[rows] = (probabilities.to(head_VH.dtype) @ head_VH).to(mean_NH.dtype)
+        if hidden_NH.requires_grad:
+            assert mean_NH is not None
+            ctx.save_for_backward(mean_NH if targets_N is None else mean_NH - head_VH[targets_N])
+        if means:
+            ctx.mark_non_differentiable(mean_NH)
+        return loss_N, mean_NH if means else None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient_NH,) = ctx.saved_tensors
-        return (gradient_NH * gradients[0][:, None]).to(gradient_NH.dtype), None, None, None
+        return (gradient_NH * gradients[0][:, None]).to(gradient_NH.dtype), None, None, None, None
 
 
 def frozen_cross_entropy(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def frozen_cross_entropy(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) 
         loss_N in float32.
     """
     assert not head_VH.requires_grad, "the output layer must be frozen: its gradient is not computed"
-    return _FrozenHead.apply(hidden_NH, head_VH, targets_N, None)
+    return _FrozenHead.apply(hidden_NH, head_VH, targets_N, None, False)[0]
 
 
 def frozen_logsumexp(hidden_NH: Tensor, head_VH: Tensor, offset_V: Tensor | None = None) -> Tensor:
@@ -72,4 +72,13 @@ def frozen_logsumexp(hidden_NH: Tensor, head_VH: Tensor, offset_V: Tensor | None
     `frozen_logsumexp(h) − h · Σ_v q_v head_v` (plus a constant), whatever the number of tokens that carry weight.
     """
     assert not head_VH.requires_grad, "the output layer must be frozen: its gradient is not computed"
-    return _FrozenHead.apply(hidden_NH, head_VH, None, offset_V)
+    return _FrozenHead.apply(hidden_NH, head_VH, None, offset_V, False)[0]
+
+
+def frozen_mean(hidden_NH: Tensor, head_VH: Tensor, offset_V: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`frozen_logsumexp` [N] and, without gradient, the mean head row Σ_v p_v head_v [N, H] under each row's softmax.
+
+    That mean is the gradient of the log-sum-exp, so it costs nothing more.
+    """
+    assert not head_VH.requires_grad, "the output layer must be frozen: its gradient is not computed"
+    return _FrozenHead.apply(hidden_NH, head_VH, None, offset_V, True)

@@ -12,12 +12,13 @@ _WORDS = (
 )
 
 # Tried in this order; a match ends where the next piece begins. Sentences come first: splitters keep a long quotation in one piece.
+# Each pattern begins with one set of characters, which `re` scans for quickly, and looks back from there.
 _TIERS = tuple(
     re.compile(pattern)
     for pattern in (
-        rf"(?<=[^\W\d_]{{3}})[.!?…]{_CLOSERS}\s+|[。！？]",
-        rf"[;:]{_CLOSERS}\s+|[；：。]|—\s*|--+\s*|\s[-–]\s+",
-        rf",{_CLOSERS}\s+|[，、]",
+        rf"[.!?…。！？](?:(?<=[。！？])|(?<=[^\W\d_]{{3}}[.!?…]){_CLOSERS}\s+)",
+        rf"[;:；：—–-](?:(?<=[;:]){_CLOSERS}\s+|(?<=[；：—])\s*|(?<=--)-*\s*|(?<=\s[–-])\s+)",
+        rf"[,，、](?:(?<=[，、])|(?<=,){_CLOSERS}\s+)",
         rf"\s(?={_WORDS})",
         r"\s+",
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
+from lsm.assets import offline
 from lsm.errors import UserError, missing_extra
 from lsm.text.documents import Document
 from lsm.text.rows import RowFields, row_document
@@ -19,7 +19,7 @@ def hub_documents(
         UserError: `datasets` is not installed, `LSM_OFFLINE` is set, the data set or split cannot be opened, a row has no text.
     """
     origin = f"hf:{dataset}:{split}"
-    if os.environ.get("LSM_OFFLINE") == "1":
+    if offline():
         raise UserError(f"{origin} needs the network but LSM_OFFLINE=1 is set; unset it, or read a local file")
     try:
         from datasets import load_dataset  # ty: ignore[import-not-found]

@@ -122,18 +122,27 @@ def _folder_files(folder: Path, value: str, root: Path | None = None) -> list[In
 
 
 def _glob_files(pattern: str) -> list[InputFile]:
-    """Every readable file that matches, sorted; names are relative to the part of the pattern before its first wildcard."""
+    """Every readable file that matches; names are relative to the part of the pattern before its first wildcard."""
     parts = Path(pattern).parts
     fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    root = Path(*parts[:fixed])
+    return files_below(Path(*parts[:fixed]), "/".join(parts[fixed:]), pattern)
+
+
+def files_below(root: Path, pattern: str, value: str) -> list[InputFile]:
+    """Every readable file below `root` that matches the glob, and the readable files in every folder that matches, sorted by name.
+
+    Raises:
+        UserError: none does; `value` is what the person typed.
+    """
     files = []
-    for match in map(Path, glob.glob(pattern, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        if match.is_file() and suffix_of(match) is not None:
-            files.append(InputFile(match, _portable(match.relative_to(root).as_posix()), found=True))
-        elif match.is_dir() and "**" not in pattern:
-            files += _folder_files(match, str(match), root)
+    for match in map(Path, glob.glob(pattern, root_dir=root, recursive=True)):  # noqa: PTH207 (Path.glob matches hidden files)
+        path = root / match
+        if path.is_file() and suffix_of(path) is not None:
+            files.append(InputFile(path, _portable(match.as_posix()), found=True))
+        elif path.is_dir() and "**" not in pattern:
+            files += _folder_files(path, str(path), root)
     if not files:
-        raise UserError(f"input {pattern} matches no readable file; readable are {' '.join(READABLE_SUFFIXES)}")
+        raise UserError(f"input {value} matches no readable file; readable are {' '.join(READABLE_SUFFIXES)}")
     return sorted(files, key=lambda file: file.name)
 
 

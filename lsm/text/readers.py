@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 
@@ -10,7 +9,7 @@ from lsm.errors import UserError
 from lsm.progress import say
 from lsm.text.documents import Document
 from lsm.text.hub import hub_documents
-from lsm.text.inputs import HubInput, InputFile, RecipeInput, expand_input, suffix_of
+from lsm.text.inputs import HubInput, InputFile, RecipeInput, expand_input, files_below, suffix_of
 from lsm.text.plain import text_documents
 from lsm.text.recipes import Recipe, corpora_folder, load_recipe, recipe_names
 from lsm.text.rows import RowFields, jsonl_documents, parquet_documents
@@ -96,12 +95,11 @@ def _recipe_files(recipe: Recipe) -> list[InputFile]:
     if recipe.asset is not None:
         from lsm.assets import resolve
 
-        folder, pattern = resolve(recipe.asset.name).path, recipe.asset.files
+        path, pattern = resolve(recipe.asset.name).path, recipe.asset.files
     else:
-        folder, pattern = corpora_folder(), recipe.files or ""
-    files = expand_input(f"{glob.escape(str(folder))}/{pattern}", [])
-    assert isinstance(files, list)
-    return files
+        path, pattern = corpora_folder(), recipe.files or ""
+    parent, _, names = pattern.rpartition("/")
+    return files_below(path / parent, names, f"recipe {recipe.name}")
 
 
 def _files_documents(files: list[InputFile], fields: RowFields) -> Iterator[Document | None]:

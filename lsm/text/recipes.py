@@ -19,7 +19,7 @@ class AssetFiles:
     name: str
     """The asset."""
     files: str
-    """Glob of the files to read below the asset's folder."""
+    """Glob of the files to read below the asset's folder, `folder/*.txt`; documents are named after the files."""
 
 
 @dataclass(kw_only=True)
@@ -57,7 +57,7 @@ class Recipe:
     hub: HubDataset | None = None
     """Or stream a data set of the hub."""
     files: str | None = None
-    """Or read files that lie beside the recipe: a glob below its folder."""
+    """Or read files that lie beside the recipe: a glob below its folder, as above."""
     fields: dict[str, str] = field(default_factory=dict)
     """Names of the row's parts where they are not `text`, `messages`, `id` and `title`."""
     notes: str = ""

@@ -74,8 +74,7 @@ def segment(
             spans.extend((begin + a, begin + b, section, part) for part, (a, b) in enumerate(pieces))
     if not spans:
         return text, []
-    next_starts = [span[0] for span in spans[1:]]
-    next_starts.append(len(text))
+    next_starts = [span[0] for span in spans[1:]] + [len(text)]
     sentences = [
         Sentence(text[begin:end], begin, end, text[end:following], section, part)
         for (begin, end, section, part), following in zip(spans, next_starts, strict=True)
@@ -101,20 +100,18 @@ def _sentence_spans(text: str, start: int, stop: int, splitter: Splitter) -> lis
     spans: list[tuple[int, int]] = []
     position, goes_on = start, False
     for piece in splitter(text[start:stop]):
-        after = position + len(piece)
         bare = piece.rstrip()
         end = position + len(bare)
         begin = end - len(bare.lstrip())
-        position = after
+        position += len(piece)
+        short = end - begin <= _LONGEST_FRAGMENT
         if begin == end:
             continue
-        if goes_on:
-            spans[-1] = (spans[-1][0], end)
-        elif spans and end - begin <= _LONGEST_FRAGMENT and not _WORD_CHARACTER.search(text, begin, end):
-            # A lone bracket, quote or dash says nothing by itself: it stays with the sentence before it.
+        # A lone bracket, quote or dash says nothing by itself: it stays with the sentence before it.
+        if goes_on or (short and spans and not _WORD_CHARACTER.search(text, begin, end)):
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((begin, end))
-        goes_on = bare.endswith(_NEVER_LAST) or (end - begin <= _LONGEST_FRAGMENT and _ENUMERATOR.fullmatch(text, begin, end) is not None)
+        goes_on = bare.endswith(_NEVER_LAST) or (short and _ENUMERATOR.fullmatch(text, begin, end) is not None)
     assert position == stop, "a splitter must return pieces that add up to its text"
     return spans

@@ -97,7 +97,11 @@ def _sat_splitter() -> Splitter:
         from wtpsplit_lite import SaT  # ty: ignore[import-not-found]
     except ImportError as error:
         raise missing_extra("wtpsplit-lite", "sat") from error
-    model = SaT(SAT_MODEL)
+    try:
+        model = SaT(SAT_MODEL)
+    except (OSError, ValueError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(f"segmenter sat: cannot load {SAT_MODEL} ({problem}); run once with network, or use sentencex") from error
 
     def split(text: str) -> list[str]:
         # Found again one after the other, because SaT may strip or change the white space around a sentence.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -57,7 +57,7 @@ def open_run(out: Path, settings: TrainingSettings, inputs: dict[str, Any], *, s
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Generator[None, None, None]:
     """Hold `folder` for this process; `UserError` when another process is at work in it."""
     try:
         import fcntl

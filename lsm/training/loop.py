@@ -31,6 +31,7 @@ from lsm.training.settings import TrainingSettings
 from lsm.training.task import Task
 
 _ETA_AFTER_STEPS = 5
+_PLOT_EVERY_SECONDS = 60.0
 
 
 class Trainer:
@@ -84,6 +85,7 @@ class Trainer:
         self.optimizer = make_optimizer(module, self.settings.optimizer)
         self.averages = AveragedWeights(module, self.settings.ema_decay) if self.settings.ema_decay is not None else None
         self._units, self._unit = 0, "units"
+        self._last_plot = time.monotonic()
         checkpoint = latest_checkpoint(self.out)
         if checkpoint is None:
             return 0
@@ -141,7 +143,9 @@ class Trainer:
         if self.averages:
             tensors["ema"] = self.averages.state()
         save_checkpoint(self.out, step, tensors, keep=self.settings.keep_checkpoints)
-        plot_loss(self.out, self.task.name)
+        if step == self.settings.steps or time.monotonic() - self._last_plot > _PLOT_EVERY_SECONDS:
+            plot_loss(self.out, self.task.name)
+            self._last_plot = time.monotonic()
 
     def _save_final(self) -> None:
         self.task.module.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -86,7 +86,7 @@ class AveragedWeights:
         torch._foreach_lerp_(list(self._averages.values()), list(trained_parameters(self._module).values()), 1 - decay)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> Generator[None, None, None]:
         """Within the block the module holds the averages."""
         parameters = trained_parameters(self._module)
         plain = {name: parameter.data for name, parameter in parameters.items()}

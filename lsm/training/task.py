@@ -18,6 +18,7 @@ class Task(Protocol):
 
     name: str
     """A word for titles, such as `latent transformer`."""
+
     module: nn.Module
     """Holds every trained parameter, on its device; frozen parameters in it are neither saved nor averaged."""
 

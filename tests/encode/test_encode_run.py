@@ -196,10 +196,10 @@ def test_blank_documents_are_counted_and_surrogates_mended(tmp_path: Path) -> No
 
 _CHILD = """
 import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_encode_run import documents, encode
-if __name__ == "__main__":
+if __name__ == "__main__":  # a worker imports this file too, and should not load pytest
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[2])
+    from test_encode_run import documents, encode
     encode(Path(sys.argv[1]), documents(150), encoder="stub-slow", workers=2)
 """
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+import types
 from pathlib import Path
 
 import pyarrow as pa
@@ -118,3 +120,21 @@ def test_hub_is_refused_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSM_OFFLINE", "1")
     with pytest.raises(UserError, match="LSM_OFFLINE"):
         read("hf:someone/something:test")
+
+
+def test_hub_rows_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, config: str | None, *, split: str, streaming: bool) -> list[dict]:
+        assert streaming
+        if name != "someone/something":
+            raise FileNotFoundError(f"Dataset '{name}' does not exist\non the hub")
+        return [{"text": f"{split} one.", "id": None}, {"text": " "}, {"text": "two", "id": 5}]
+
+    monkeypatch.delenv("LSM_OFFLINE", raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert read("hf:someone/something:test") == [("someone/something/test#0", "test one."), ("5", "two")]
+    assert input_bytes(["hf:someone/something"]) is None
+    with pytest.raises(UserError, match="cannot read hf:no/such:train: Dataset 'no/such' does not exist on the hub"):
+        read("hf:no/such")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'lsm\[hub-datasets\]'"):
+        read("hf:someone/something")

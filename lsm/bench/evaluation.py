@@ -1,0 +1,187 @@
+"""A run on the next-sentence scoreboard: which documents it may be judged on, with which controls.
+
+Letters: S sentences of a document, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lsm.bench.controls import fit_controls, other_documents_context, shuffled_order, untuned_controls
+from lsm.bench.next_sentence import Scoreboard, measure
+from lsm.corpus.reader import Corpus
+from lsm.corpus.sampler import split_documents
+from lsm.errors import UserError
+from lsm.files import read_json
+from lsm.latent.transformer import LatentTransformer
+
+MODEL = "model"
+ORDER_SHUFFLED = "model, context in shuffled order"
+OTHER_CONTEXT = "model, context of another document"
+_BEST_BY = "recall_at_10"
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents of a corpus, by number, as the scorer takes them."""
+
+    corpus: Corpus
+    numbers: Sequence[int]
+
+    def vectors(self) -> list[np.ndarray]:
+        """Memory-mapped vectors of each, float16 [S, D]."""
+        return [self.corpus.vectors(int(doc)) for doc in self.numbers]
+
+    def parts(self) -> list[np.ndarray]:
+        """`part` of each sentence of each, [S]."""
+        part = self.corpus.column("part")
+        spans = (self.corpus.rows(int(doc)) for doc in self.numbers)
+        return [part[start:stop] for start, stop in spans]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a run is judged on, and what its controls may learn from."""
+
+    held_out: Documents
+    train: Documents | None
+    notes: list[str]
+
+
+def choose_documents(run: Path, model: LatentTransformer, corpus: Corpus, train_corpus: Corpus | None, *, limit: int | None) -> Judged:
+    """The held-out documents of the run when `corpus` is what it was trained on, else all documents that it cannot have seen.
+
+    Raises:
+        UserError: a corpus of another encoder, or nothing left to judge on.
+    """
+    for opened in filter(None, (corpus, train_corpus)):
+        opened.require_encoder(model.config.encoder)
+    record = _run_record(run)
+    trained_on, fraction = record.get("inputs", {}).get("corpus"), record.get("settings", {}).get("data", {}).get("held_out_fraction")
+    notes = []
+    if trained_on == corpus.fingerprint:
+        train, held_out = split_documents(corpus.doc_ids, fraction)
+        train_documents: Documents | None = Documents(corpus, train.tolist())
+        notes.append(f"{corpus.path} is the training corpus: its {len(held_out)} held-out documents are judged")
+        numbers = held_out.tolist()
+    else:
+        numbers, train_documents = list(range(corpus.n_documents)), None
+        if train_corpus is not None:
+            if fraction is not None and trained_on == train_corpus.fingerprint:
+                train_numbers = split_documents(train_corpus.doc_ids, fraction)[0].tolist()
+            else:
+                train_numbers = list(range(train_corpus.n_documents))
+            train_documents = Documents(train_corpus, train_numbers)
+            numbers, seen = _unseen(corpus, numbers, train_documents)
+            if seen:
+                notes.append(f"{seen} documents of {corpus.path} are among the training documents and left out")
+        else:
+            notes.append("no --train-corpus: controls that must be fitted (corpus mean, ridge, choice of decay) are left out")
+    numbers = numbers[:limit]
+    if not numbers:
+        raise UserError(f"--corpus {corpus.path} holds no document that the run has not seen; encode others with lsm encode-corpus")
+    return Judged(Documents(corpus, numbers), train_documents, notes)
+
+
+def evaluate(
+    model: LatentTransformer,
+    judged: Judged,
+    *,
+    minimum_context: int = 3,
+    shuffled_positions: int = 8,
+    seed: int = 0,
+    note: Callable[[str], None] = lambda text: None,
+    advance: Callable[[str], None] = lambda name: None,
+) -> Scoreboard:
+    """The model, its two broken contexts and all controls on the judged documents.
+
+    Raises:
+        UserError: no document is longer than `minimum_context`, or the model predicts NaN.
+    """
+    documents, parts = judged.held_out.vectors(), judged.held_out.parts()
+    if not any((part_S[minimum_context:] == 0).any() for part_S in parts):
+        raise UserError(
+            f"--minimum-context {minimum_context}: none of the {len(documents)} judged documents of {judged.held_out.corpus.path} "
+            "is longer; lower it or encode longer documents"
+        )
+    if judged.train is None:
+        controls = untuned_controls()
+    else:
+        controls = fit_controls(judged.train.vectors(), judged.train.parts(), minimum_context=minimum_context, note=note)
+    predict_rows = rows_predictor(model)
+
+    def predict(z_SD: np.ndarray) -> np.ndarray:
+        return predict_rows(z_SD[None])[0]
+
+    predictors = {
+        MODEL: predict,
+        ORDER_SHUFFLED: shuffled_order(
+            predict_rows, context=model.context, positions=shuffled_positions, minimum_context=minimum_context, seed=seed
+        ),
+        **({OTHER_CONTEXT: other_documents_context(predict, documents)} if len(documents) > 1 else {}),
+        **controls,
+    }
+    if not shuffled_positions:
+        del predictors[ORDER_SHUFFLED]
+    return measure(documents, parts, predictors, minimum_context=minimum_context, advance=advance)
+
+
+def rows_predictor(model: LatentTransformer) -> Callable[[np.ndarray], np.ndarray]:
+    """A latent transformer over rows: z_BSD → predicted_BSD."""
+
+    def predict(z_BSD: np.ndarray) -> np.ndarray:
+        predicted_BSD = model.predict(torch.from_numpy(z_BSD)).float().cpu().numpy()
+        if not np.isfinite(predicted_BSD).all():
+            raise UserError("the model predicts NaN or infinity; check it and the corpus with `lsm inspect --verify`, or train it again")
+        return predicted_BSD
+
+    return predict
+
+
+def best_control(rows: Sequence[dict[str, Any]]) -> str:
+    """The control with the highest recall@10, chosen where it is judged: the strictest opponent."""
+    controls = [row for row in rows if not row["predictor"].startswith(MODEL)]
+    return max(controls, key=lambda row: row[_BEST_BY])["predictor"]
+
+
+def differences(board: Scoreboard, rows: Sequence[dict[str, Any]], *, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Model minus every other row with paired intervals, the best control first."""
+    best = best_control(rows)
+    others = [best, *(row["predictor"] for row in rows if row["predictor"] not in (MODEL, best))]
+    compared = []
+    for other in others:
+        estimates = board.difference(MODEL, other, resamples=resamples, seed=seed)
+        compared.append(
+            {
+                "compared": f"model − {other}" + (" (best control)" if other == best else ""),
+                "control": other,
+                "is_best_control": other == best,
+                **{metric: estimate.value for metric, estimate in estimates.items()},
+                "intervals": {metric: [estimate.low, estimate.high] for metric, estimate in estimates.items()},
+                "clear": {metric: estimate.clear_of_zero() for metric, estimate in estimates.items()},
+            }
+        )
+    return compared
+
+
+def _run_record(run: Path) -> dict[str, Any]:
+    """`run.json` of the run that `run` is, or whose `final/` it is; empty for a model folder from elsewhere."""
+    for folder in (run, run.resolve().parent):
+        if (folder / "run.json").exists():
+            return read_json(folder / "run.json")
+    return {}
+
+
+def _unseen(corpus: Corpus, numbers: Sequence[int], train: Documents) -> tuple[list[int], int]:
+    """Documents whose text is not among the training documents, and how many are."""
+    train_sums = train.corpus.documents["text_sha256"].to_pylist()
+    seen = {train_sums[doc] for doc in train.numbers}
+    sums = corpus.documents["text_sha256"].to_pylist()
+    unseen = [doc for doc in numbers if sums[doc] not in seen]
+    return unseen, len(numbers) - len(unseen)

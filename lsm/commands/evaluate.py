@@ -1,0 +1,88 @@
+"""`lsm evaluate`: how well a run tells the next sentence, beside its controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from lsm.config import CommonOptions
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """Next-sentence scoreboard of a run."""
+
+    model: Positional[Path]
+    """Run of lsm pretrain, or a folder with a saved latent transformer."""
+    corpus: Path
+    """Corpus to judge on: the held-out documents of the run's own training corpus, or all of another that are not in --train-corpus."""
+    train_corpus: Path | None = None
+    """Training corpus, when --corpus is another: controls that learn (ridge, corpus mean, decay) are fitted on it."""
+    limit_documents: int | None = None
+    """Judge on no more than so many documents."""
+    minimum_context: int = 3
+    """Sentences that must have been read before a prediction counts."""
+    shuffled_positions: int = 8
+    """Positions a document at which the model is tried with its context in shuffled order; each costs a pass."""
+    resamples: int = 1000
+    """Bootstrap resamples of documents behind each 95 % interval; 0 = no intervals."""
+    plots: Path | None = None
+    """Folder for a bar chart (next-sentence.png)."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Score, print both tables, and return them."""
+    from lsm.bench import evaluation
+    from lsm.corpus.reader import Corpus
+    from lsm.errors import UserError
+    from lsm.latent.transformer import LatentTransformer
+    from lsm.progress import Progress, say
+    from lsm.provenance import choose_device
+    from lsm.report import tables
+
+    for name, value, least in (
+        ("--minimum-context", options.minimum_context, 1),
+        ("--limit-documents", options.limit_documents, 1),
+        ("--resamples", options.resamples, 0),
+        ("--shuffled-positions", options.shuffled_positions, 0),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name} {value}: must be at least {least}")
+    device, why = choose_device(options.device)
+    model = LatentTransformer.from_pretrained(options.model, device=device)
+    corpus = Corpus.open(options.corpus)
+    train_corpus = Corpus.open(options.train_corpus) if options.train_corpus else None
+    judged = evaluation.choose_documents(options.model, model, corpus, train_corpus, limit=options.limit_documents)
+
+    def note(text: str) -> None:
+        say(f"  {text}", quiet=options.quiet)
+
+    say(f"judging {options.model} on {len(judged.held_out.numbers)} documents ({device}: {why})", quiet=options.quiet)
+    for text in judged.notes:
+        note(text)
+    with Progress("scoring", None, "predictors", quiet=options.quiet) as progress:
+        board = evaluation.evaluate(
+            model,
+            judged,
+            minimum_context=options.minimum_context,
+            shuffled_positions=options.shuffled_positions,
+            seed=options.seed,
+            note=note,
+            advance=lambda name: progress.advance(1, name),
+        )
+    rows = board.rows(resamples=options.resamples, seed=options.seed)
+    compared = evaluation.differences(board, rows, resamples=options.resamples, seed=options.seed)
+    candidates = f"{rows[0]['n_candidates']:,} candidates, {rows[0]['n_documents']} documents, 95 % intervals over documents"
+    tables.show(rows, tables.NEXT_SENTENCE, title=f"Next sentence ({candidates})")
+    tables.show(compared, tables.DIFFERENCE, title="Paired differences (positive = the model is better)")
+    chance = rows[0]["document_chance"]
+    print(f"in-document recall@1 by chance: {chance:.3f}")
+    if options.plots:
+        from lsm.report.plots import plot_next_sentence
+
+        options.plots.mkdir(parents=True, exist_ok=True)
+        print(f"plot in {plot_next_sentence(rows, options.plots / 'next-sentence.png')}")
+    return {"rows": rows, "differences": compared, "best_control": evaluation.best_control(rows), "notes": judged.notes}

@@ -1,0 +1,119 @@
+"""`lsm generate`: continue a document: plan sentence vectors, then word them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from lsm.config import CommonOptions
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """Continue a document with a latent transformer and a decoder."""
+
+    model: Positional[Path]
+    """Run of lsm pretrain, or a folder with a saved latent transformer."""
+    prompt: str
+    """File with the beginning of the document; - reads standard input."""
+    sentences: int = 10
+    """Sentences to write."""
+    decoder: Literal["retrieval", "prefix", "inversion"] = "prefix"
+    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: best of several tries."""
+    prompt_sentences: int | None = None
+    """Read no more than the first so many sentences of the prompt."""
+    re_encode: bool = False
+    """Re-encode each written sentence and read it before planning the next."""
+    corpus: Path | None = None
+    """Corpus whose sentences retrieval may return, indexed in memory."""
+    index: Path | None = None
+    """Phrase store (lsm build-index) whose sentences retrieval may return."""
+    adapter: str | None = None
+    """Adapter folder or shipped name; default: the shipped one for the run's encoder."""
+    lm: str | None = None
+    """Where the adapter's LM lies, when it is not the asset of its name."""
+    encoder: str | None = None
+    """Where the run's encoder lies, when it is not the asset of its name."""
+    out: Path | None = None
+    """Write the prompt and its continuation to this file."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Print the written sentences, one a line."""
+    from lsm.corpus.format import require_same_space
+    from lsm.decode.load import DecoderSource
+    from lsm.encode.encoder import encoder_info, load_encoder
+    from lsm.errors import UserError
+    from lsm.files import atomic_write
+    from lsm.latent.transformer import LatentTransformer
+    from lsm.progress import duration, say
+    from lsm.provenance import choose_device
+    from lsm.text.segment import segment
+    from lsm.write.continuation import continue_document
+
+    for name, value in (("--sentences", options.sentences), ("--prompt-sentences", options.prompt_sentences)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be at least 1")
+    device, why = choose_device(options.device)
+    model = LatentTransformer.from_pretrained(options.model, device=device)
+    wanted = model.config.encoder
+    encoder_name = options.encoder or wanted["name"]
+    encoder = load_encoder(encoder_name, device=options.device)
+    require_same_space(encoder.fingerprint(), wanted, what=f"encoder {encoder_name}")
+    text = _read_prompt(options.prompt)
+    fits = encoder_info(encoder_name, device=options.device).fits
+    lead, sentences = segment(text, fits=fits)
+    sentences = sentences[: options.prompt_sentences]
+    if not sentences:
+        raise UserError(f"--prompt {options.prompt}: holds no sentence to continue")
+    read = [sentence.text for sentence in sentences]
+
+    def encode(texts: Any) -> Any:
+        return encoder.encode(texts).vectors
+
+    source = DecoderSource(
+        encoder=wanted, device=device, index=options.index, corpus=options.corpus, adapter=options.adapter, lm=options.lm, encode=encode,
+        quiet=options.quiet,
+    )  # fmt: skip
+    (decoder,) = source.load([options.decoder])
+    say(
+        f"reading {len(read)} sentences, planning {options.sentences}, wording them by {options.decoder} on {device} ({why})"
+        + (", re-encoding each" if options.re_encode else ", all in one batch"),
+        quiet=options.quiet,
+    )
+    written = continue_document(
+        model, encode(read), decoder, options.sentences, read=read, encode=encode if options.re_encode else None, seed=options.seed,
+        on_sentence=lambda sentence: print(" ".join(sentence.split()), flush=True),
+    )  # fmt: skip
+    say(
+        f"{len(written.texts)} sentences in {duration(written.seconds)}; plans turned away from repetition {written.n_turned}, "
+        f"reworded {written.n_reworded}, left out {written.n_left_out}",
+        quiet=options.quiet,
+    )
+    document = lead + "".join(s.text + s.gap for s in sentences).rstrip() + "\n\n" + " ".join(written.texts) + "\n"
+    if options.out:
+        with atomic_write(options.out, "w") as handle:
+            handle.write(document)
+    return {
+        "decoder": options.decoder,
+        "prompt": options.prompt,
+        "n_prompt_sentences": len(read),
+        "sentences": written.texts,
+        "n_turned": written.n_turned,
+        "n_reworded": written.n_reworded,
+        "n_left_out": written.n_left_out,
+        "seconds": round(written.seconds, 3),
+    }
+
+
+def _read_prompt(prompt: str) -> str:
+    import sys
+
+    from lsm.text.readers import iter_documents
+
+    if prompt == "-":
+        return sys.stdin.read()
+    return next(iter_documents([prompt], limit=1)).text

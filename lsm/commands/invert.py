@@ -1,0 +1,86 @@
+"""`lsm invert`: sentence vectors → text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from lsm.config import CommonOptions
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """Word the vectors of a .npy file, or the vector of a text."""
+
+    vectors: Positional[Path | None] = None
+    """A .npy file with vectors [n, D] (or one, [D]) of the encoder."""
+    text: str | None = None
+    """Encode this text and word its vector, instead of a file."""
+    encoder: str = "minilm"
+    """Encoder that the vectors come from; it also judges what comes back."""
+    decoder: Literal["prefix", "retrieval", "inversion"] = "prefix"
+    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: best of several tries."""
+    adapter: str | None = None
+    """Adapter folder or shipped name; default: the shipped one for the encoder."""
+    lm: str | None = None
+    """Where the adapter's LM lies, when it is not the asset of its name."""
+    corpus: Path | None = None
+    """Corpus whose sentences retrieval may return, indexed in memory."""
+    index: Path | None = None
+    """Phrase store whose sentences retrieval may return."""
+    limit: int | None = None
+    """Word only the first so many vectors."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Print the sentences, one a line, and on stderr how near their re-encoding comes."""
+    import numpy as np
+
+    from lsm.decode.load import DecoderSource
+    from lsm.encode.encoder import load_encoder
+    from lsm.errors import UserError
+    from lsm.progress import say
+    from lsm.provenance import choose_device
+
+    if (options.vectors is None) == (options.text is None):
+        raise UserError("invert: give either a .npy FILE or --text TEXT")
+    device, _ = choose_device(options.device)
+    encoder = load_encoder(options.encoder, device=options.device)
+    z_BD = encoder.encode([options.text]).vectors if options.text is not None else _read_vectors(options.vectors, options.limit)
+    source = DecoderSource(
+        encoder=encoder.fingerprint(), device=device, index=options.index, corpus=options.corpus, adapter=options.adapter, lm=options.lm,
+        encode=lambda texts: encoder.encode(texts).vectors, quiet=options.quiet,
+    )  # fmt: skip
+    from lsm.decode.decoders import check_vectors
+
+    check_vectors(z_BD, encoder.dim, encoder.fingerprint(), refuse_zeros=True)
+    (decoder,) = source.load([options.decoder])
+    texts = decoder.decode(z_BD, seed=options.seed)
+    again_BD = encoder.encode([text or "." for text in texts]).vectors
+    cosine_B = (again_BD * z_BD).sum(1) / np.maximum(np.linalg.norm(again_BD, axis=1) * np.linalg.norm(z_BD, axis=1), 1e-12)
+    for text in texts:
+        print(" ".join(text.split()))
+    say(f"cosine of the re-encoding: mean {cosine_B.mean():.3f}, lowest {cosine_B.min():.3f}", quiet=options.quiet)
+    rows = [{"text": text, "cosine": round(float(cosine), 4)} for text, cosine in zip(texts, cosine_B, strict=True)]
+    return {"decoder": decoder.name, "encoder": options.encoder, "n": len(rows), "rows": rows}
+
+
+def _read_vectors(path: Path | None, limit: int | None) -> Any:
+    import numpy as np
+
+    from lsm.errors import UserError
+
+    assert path is not None
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a .npy file of numbers ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.floating) or not array.size:
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise UserError(f"{path} holds {found}; floats of shape [n, D] are needed")
+    return np.atleast_2d(np.asarray(array[:limit] if array.ndim == 2 else array, dtype=np.float32))

@@ -1,0 +1,192 @@
+"""`lsm roundtrip`: sentences to vectors and back, and what that keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from lsm.config import CommonOptions
+
+if TYPE_CHECKING:
+    from lsm.bench.roundtrip import RoundTrip, Sample
+    from lsm.bench.sample import Drawn
+    from lsm.decode.decoders import Decoder
+    from lsm.encode.encoder import SentenceEncoder
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """Round trip: text, vector, text."""
+
+    input: Positional[str]
+    """File, folder, glob, recipe name or hf:DATASET[:SPLIT] to draw sentences from, or the folder of an encoded corpus."""
+    encoder: str | None = None
+    """Asset name, hub id or folder of the encoder; default: the corpus's own when INPUT is one, else minilm."""
+    decoder: str | None = None
+    """Decoders, separated by commas: retrieval, prefix, inversion; default: all that have what they need."""
+    corpus: Path | None = None
+    """Corpus whose sentences the phrase store holds (retrieval, inversion)."""
+    index: Path | None = None
+    """Phrase store from lsm build-index, instead of --corpus."""
+    adapter: str | None = None
+    """Adapter folder or name of a shipped one (prefix, inversion); default: the shipped one for the encoder."""
+    lm: str | None = None
+    """Where the adapter's LM lies, when it is not the asset of its name."""
+    residual: str = "none"
+    """Residual code to carry beside the semantic vector."""
+    noise: float = 0.0
+    """Gaussian noise added to each vector before decoding, relative to the vector's length."""
+    limit: int = 200
+    """Sentences to send; drawn at random, without repeats, by --seed."""
+    independent: str = "wordllama"
+    """A second encoder that took no part, for cosine_independent; none = leave the column empty."""
+    controls: bool = True
+    """Also give each generative decoder shuffled vectors and zeros."""
+    domain: str | None = None
+    """What the rows call the kind of text; default: the name of INPUT."""
+    cap_characters: int = 200
+    """Longer sentences are split at clause boundaries (when INPUT is text)."""
+    resamples: int = 1000
+    """Bootstrap resamples of documents behind each 95 % interval; 0 = no intervals."""
+    show: int = 5
+    """Sentences to print with what came back."""
+    plots: Path | None = None
+    """Folder for bar charts (roundtrip.png, roundtrip-by-length.png)."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Draw, encode, decode, score; print tables and examples."""
+    from lsm.bench import roundtrip, sample, text_metrics
+    from lsm.corpus.reader import Corpus
+    from lsm.encode.encoder import load_encoder
+    from lsm.progress import Progress, say
+    from lsm.provenance import choose_device
+
+    _check(options)
+    device, why = choose_device(options.device)
+    corpus = Corpus.open(options.input) if sample.is_corpus(options.input) else None
+    name = options.encoder or (corpus.encoder["name"] if corpus else "minilm")
+    encoder = load_encoder(name, device=options.device)
+    if corpus:
+        corpus.require_encoder(encoder.fingerprint())
+    decoders = _decoders(options, encoder, device)
+    independent = None if options.independent == "none" else load_encoder(options.independent, device=options.device)
+    drawn = _draw(options, corpus, encoder)
+    say(
+        f"round trip of {len(drawn.texts):,} sentences of {drawn.document_N.max() + 1:,} documents (drawn from {drawn.n_pool:,}) "
+        f"through {name} and {', '.join(decoder.name for decoder in decoders)} ({device}: {why})",
+        quiet=options.quiet,
+    )
+    sent = _encode(drawn, encoder, name, options.domain or Path(options.input).stem)
+    rows = sum(3 if options.controls and decoder.name != "retrieval" else 1 for decoder in decoders)
+    with Progress("decoding", rows, "rows", quiet=options.quiet) as progress:
+        trip = roundtrip.measure(
+            sent,
+            decoders,
+            encode=lambda texts: encoder.encode(texts).vectors,
+            independent=None if independent is None else lambda texts: independent.encode(texts).vectors,
+            noise=options.noise,
+            controls=options.controls,
+            resamples=options.resamples,
+            seed=options.seed,
+            advance=lambda label: progress.advance(1, label),
+        )
+    signatures = text_metrics.signatures()
+    _show(options, sent, trip, signatures)
+    return {
+        "rows": trip.rows,
+        "by_length": trip.by_length,
+        "metrics": signatures,
+        "texts": [
+            {"text": text} | {label: written[n] for label, written in trip.texts.items()} for n, text in enumerate(sent.texts)
+        ],
+    }  # fmt: skip
+
+
+def _check(options: Options) -> None:
+    from lsm.errors import UserError
+
+    if options.residual != "none":
+        raise UserError(f"--residual {options.residual}: this version sends semantic vectors only; use --residual none")
+    for name, value, least in (("--limit", options.limit, 1), ("--resamples", options.resamples, 0), ("--show", options.show, 0)):
+        if value < least:
+            raise UserError(f"{name} {value}: must be at least {least}")
+    if not 0 <= options.noise < float("inf"):
+        raise UserError(f"--noise {options.noise}: must be 0 or more, in lengths of the vector")
+
+
+def _decoders(options: Options, encoder: SentenceEncoder, device: Any) -> list[Decoder]:
+    from lsm.decode.load import DecoderSource
+
+    if options.decoder is None:
+        has_store = options.index is not None or options.corpus is not None
+        names = ["retrieval", "prefix", "inversion"] if has_store else ["prefix", "inversion"]
+    else:
+        names = [part.strip() for part in options.decoder.split(",") if part.strip()]
+    return DecoderSource(
+        encoder=encoder.fingerprint(),
+        device=device,
+        index=options.index,
+        corpus=options.corpus,
+        adapter=options.adapter,
+        lm=options.lm,
+        encode=lambda texts: encoder.encode(texts).vectors,
+        quiet=options.quiet,
+    ).load(names)
+
+
+def _draw(options: Options, corpus: Any, encoder: SentenceEncoder) -> Drawn:
+    from functools import partial
+
+    from lsm.bench import sample
+    from lsm.text.readers import iter_documents
+    from lsm.text.segment import segment
+
+    if corpus:
+        return sample.draw(sample.corpus_sentences(corpus), options.limit, seed=options.seed)
+    cut = partial(segment, cap_characters=options.cap_characters, fits=getattr(encoder, "fits", None))
+    documents = (document.text for document in iter_documents([options.input]))
+    return sample.draw(sample.segmented(documents, cut), options.limit, seed=options.seed)
+
+
+def _encode(drawn: Drawn, encoder: SentenceEncoder, name: str, domain: str) -> Sample:
+    import time
+
+    import numpy as np
+
+    from lsm.bench.roundtrip import Sample
+
+    encoder.encode(drawn.texts[:1])  # the first call loads code and weights
+    started = time.perf_counter()
+    vectors_ND = encoder.encode(drawn.texts).vectors
+    seconds = time.perf_counter() - started
+    # Decoders get what a corpus would hold: float16.
+    stored_ND = vectors_ND.astype(np.float16).astype(np.float32)
+    return Sample(drawn.texts, drawn.document_N, stored_ND, encode_seconds=seconds, encoder=name, domain=domain)
+
+
+def _show(options: Options, sent: Sample, trip: RoundTrip, signatures: dict[str, str]) -> None:
+    from lsm.report import tables
+
+    n_documents = sent.document_N.max() + 1
+    noise = f", noise {options.noise:g}" if options.noise else ""
+    tables.show(trip.rows, tables.ROUNDTRIP, title=f"Round trip ({len(sent.texts)} sentences, {n_documents} documents{noise})")
+    own = [row for row in trip.by_length if row["vector"] == "own"]
+    tables.show(own, tables.ROUNDTRIP_BY_LENGTH, title="By length of the sentence")
+    for name, signature in signatures.items():
+        print(f"{name}: {signature}")
+    labels = [row["label"] for row in trip.rows if row["vector"] == "own"]
+    for n in range(min(options.show, len(sent.texts))):
+        print(f"\n{'text':<10} {sent.texts[n]}")
+        for label in labels:
+            print(f"{label:<10} {trip.texts[label][n]}")
+    if options.plots:
+        from lsm.report.plots import plot_roundtrip, plot_roundtrip_by_length
+
+        options.plots.mkdir(parents=True, exist_ok=True)
+        plot_roundtrip(trip.rows, options.plots / "roundtrip.png")
+        plot_roundtrip_by_length(trip.by_length, options.plots / "roundtrip-by-length.png")
+        print(f"\nplots in {options.plots}")

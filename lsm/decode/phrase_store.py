@@ -1,0 +1,157 @@
+"""The phrase store: a nearest-neighbour index (faiss) over the sentences of a corpus, with their texts.
+
+On disk FILE is the faiss index, FILE.parquet the texts and document ids, FILE.json (written last) the fingerprints.
+Shape letters: B queries, D vector width, K neighbours, N sentences of the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lsm.corpus.format import require_same_space
+from lsm.corpus.reader import Corpus
+from lsm.errors import UserError
+from lsm.files import atomic_write, read_json, sha256_file, write_json
+from lsm.progress import Progress
+
+FORMAT = "lsm phrase store"
+FLAT_UP_TO = 200_000
+"""Sentences up to which every one is compared (exact); larger stores probe the nearest cells of an inverted file."""
+_PROBES = 32
+_TRAINING_VECTORS_PER_CELL = 64
+_ROWS_AT_ONCE = 16384
+
+
+class PhraseStore:
+    """Sentences to search by vector. Rows are numbered 0 … len − 1 in corpus order; identical sentences are held once."""
+
+    def __init__(self, index: Any, texts: pa.Table, encoder: dict[str, Any]) -> None:
+        self._index, self._texts, self.encoder = index, texts, encoder
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors, D."""
+        return int(self.encoder["dim"])
+
+    @classmethod
+    def from_corpus(cls, corpus: Corpus, *, flat_up_to: int = FLAT_UP_TO, quiet: bool = True) -> PhraseStore:
+        """Index every distinct sentence of a corpus, in memory (D × 4 bytes each when flat, D × 2 above)."""
+        import faiss
+
+        rows_N, texts, doc_ids = _distinct(corpus)
+        if len(rows_N) <= flat_up_to:
+            index = faiss.IndexFlatIP(corpus.dim)
+        else:
+            cells = int(4 * np.sqrt(len(rows_N)))
+            index = faiss.index_factory(corpus.dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
+            step = max(1, len(rows_N) // (cells * _TRAINING_VECTORS_PER_CELL))
+            index.train(_unit(corpus.vector_at(rows_N[::step])))
+            index.nprobe = _PROBES
+        with Progress("phrase store", len(rows_N), "sentences", quiet=quiet) as progress:
+            for start in range(0, len(rows_N), _ROWS_AT_ONCE):
+                rows = rows_N[start : start + _ROWS_AT_ONCE]
+                index.add(_unit(corpus.vector_at(rows)))
+                progress.advance(len(rows))
+        return cls(index, pa.table({"text": texts, "doc_id": doc_ids}), corpus.encoder)
+
+    @classmethod
+    def open(cls, path: Path) -> PhraseStore:
+        """Read a store that `save` wrote.
+
+        Raises:
+            UserError: missing, unfinished or damaged.
+        """
+        import faiss
+
+        if not path.is_file():
+            raise UserError(f"phrase store {path} does not exist; make it with: lsm build-index --corpus DIR --out {path}")
+        about_path = _beside(path, ".json")
+        if not about_path.exists():
+            raise UserError(f"phrase store {path} is unfinished (no {about_path.name}); build it again")
+        about = read_json(about_path)
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise UserError(f"{about_path} does not describe a phrase store; name a file that lsm build-index wrote")
+        for file in (path, _beside(path, ".parquet")):
+            if not file.exists() or sha256_file(file) != about["sha256"].get(file.name.removeprefix(path.name) or "index"):
+                raise UserError(f"phrase store {file} is missing or damaged; build it again with lsm build-index")
+        index = faiss.read_index(str(path))
+        return cls(index, pq.read_table(_beside(path, ".parquet"), partitioning=None), about["encoder"])
+
+    def save(self, path: Path) -> dict[str, Any]:
+        """Write the three files and return what the third one says."""
+        import faiss
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _beside(path, ".json").unlink(missing_ok=True)
+        with atomic_write(path) as handle:
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(handle.write))
+        with atomic_write(_beside(path, ".parquet")) as handle:
+            pq.write_table(self._texts, handle, compression="zstd")
+        about = {
+            "format": FORMAT,
+            "encoder": self.encoder,
+            "n_sentences": len(self),
+            "index": type(self._index).__name__,
+            "sha256": {"index": sha256_file(path), ".parquet": sha256_file(_beside(path, ".parquet"))},
+        }
+        write_json(_beside(path, ".json"), about)
+        return about
+
+    def search(self, z_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest sentences by cosine: scores_BK float32 and rows_BK int64, best first; row −1 where the store has fewer."""
+        assert z_BD.ndim == 2 and z_BD.shape[1] == self.dim, f"{z_BD.shape} are not queries [B, {self.dim}]"
+        return self._index.search(_unit(z_BD), k)
+
+    def text(self, row: int) -> str:
+        """The sentence of a row."""
+        return self._texts["text"][int(row)].as_py()
+
+    def texts(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The sentences of many rows."""
+        return self._texts["text"].take(pa.array(np.asarray(rows, dtype=np.int64))).to_pylist()
+
+    def document(self, row: int) -> str:
+        """doc_id of the first document that holds the sentence of a row."""
+        return self._texts["doc_id"][int(row)].as_py()
+
+    def require_encoder(self, wanted: dict[str, Any], *, what: str = "phrase store") -> None:
+        """Raise `UserError`, showing both fingerprints, unless the store lives in the vector space of `wanted`."""
+        require_same_space(self.encoder, wanted, what=what)
+
+
+def _distinct(corpus: Corpus) -> tuple[np.ndarray, list[str], list[str]]:
+    """Corpus rows, texts and document ids of the first occurrence of every sentence."""
+    seen: set[bytes] = set()
+    rows, texts, doc_ids = [], [], []
+    for doc, doc_id in enumerate(corpus.doc_ids):
+        start, _ = corpus.rows(doc)
+        for place, text in enumerate(corpus.texts(doc)):
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+            if digest in seen:
+                continue
+            seen.add(digest)
+            rows.append(start + place)
+            texts.append(text)
+            doc_ids.append(doc_id)
+    if not rows:
+        raise UserError(f"corpus {corpus.path} holds no sentence to index")
+    return np.array(rows, dtype=np.int64), texts, doc_ids
+
+
+def _unit(z_BD: np.ndarray) -> np.ndarray:
+    z_BD = np.ascontiguousarray(z_BD, dtype=np.float32)
+    return z_BD / np.maximum(np.linalg.norm(z_BD, axis=1, keepdims=True), 1e-12)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

@@ -1,0 +1,108 @@
+"""Plots of the scoreboards as PNG files (matplotlib without a display)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lsm.files import atomic_write
+
+_OURS, _CONTROL = "#1f5f8b", "#b8b8b8"
+
+
+def plot_next_sentence(rows: Sequence[dict[str, Any]], path: Path, *, ours: str = "model") -> Path:
+    """Recall@1/10/100 and in-document recall@1 of every predictor, with intervals; rows whose name starts with `ours` stand out."""
+    panels = (
+        ("recall_at_1", "recall@1"),
+        ("recall_at_10", "recall@10"),
+        ("recall_at_100", "recall@100"),
+        ("document_recall_at_1", "in-document recall@1"),
+    )
+    labels = [row["predictor"] for row in rows]
+    return _bars(rows, labels, panels, path, ours=ours, title="True next sentence among the held-out ones")
+
+
+def plot_roundtrip(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Exact match, BLEU, token F1 and both cosines of every decoder and its controls, with intervals."""
+    panels = (
+        ("exact_match", "exact match"),
+        ("bleu", "BLEU"),
+        ("token_f1", "token F1"),
+        ("cosine", "cosine"),
+        ("cosine_independent", "cosine (independent)"),
+    )
+    labels = [row["label"] for row in rows]
+    own = [row["label"] for row in rows if row["vector"] == "own"]
+    return _bars(rows, labels, panels, path, ours=tuple(own), title="Round trip: text → vector → text")
+
+
+def plot_roundtrip_by_length(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Token F1 and cosine against the sentence's length, one line a decoder (own vectors only)."""
+    plt = _pyplot()
+    own = [row for row in rows if row["vector"] == "own"]
+    lengths = list(dict.fromkeys(row["length"] for row in own))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    for axis, (key, heading) in zip(axes, (("token_f1", "token F1"), ("cosine", "cosine of the re-encoding")), strict=True):
+        for label in dict.fromkeys(row["label"] for row in own):
+            points = {row["length"]: row for row in own if row["label"] == label}
+            where = [n for n, length in enumerate(lengths) if length in points]
+            values = [points[lengths[n]][key] for n in where]
+            errors = [_error(points[lengths[n]], key) for n in where]
+            axis.errorbar(where, values, yerr=list(zip(*errors, strict=True)), marker="o", capsize=3, label=label)
+        axis.set_xticks(range(len(lengths)), lengths)
+        axis.set_xlabel("characters")
+        axis.set_title(heading, fontsize=10)
+        axis.set_ylim(0, 1.02)
+    axes[0].legend(fontsize=8)
+    return _save(figure, path)
+
+
+def _bars(
+    rows: Sequence[dict[str, Any]],
+    labels: Sequence[str],
+    panels: Sequence[tuple[str, str]],
+    path: Path,
+    *,
+    ours: str | tuple[str, ...],
+    title: str,
+) -> Path:
+    plt = _pyplot()
+    colours = [_OURS if (label in ours if isinstance(ours, tuple) else label == ours) else _CONTROL for label in labels]
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 2.1 * len(panels), 0.9 + 0.32 * len(rows)), sharey=True)
+    for axis, (key, heading) in zip(axes, panels, strict=True):
+        values = [row.get(key) if row.get(key) is not None else 0.0 for row in rows]
+        errors = [_error(row, key) for row in rows]
+        axis.barh(range(len(rows)), values, xerr=list(zip(*errors, strict=True)), color=colours, error_kw={"elinewidth": 1, "capsize": 2})
+        axis.set_title(heading, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.set_xlim(left=min(0.0, *values))
+    axes[0].set_yticks(range(len(rows)), labels)
+    axes[0].invert_yaxis()
+    figure.suptitle(title, fontsize=10)
+    return _save(figure, path)
+
+
+def _error(row: dict[str, Any], key: str) -> tuple[float, float]:
+    low, high = (row.get("intervals") or {}).get(key, (float("nan"), float("nan")))
+    value = row.get(key)
+    if value is None or low != low or high != high:
+        return 0.0, 0.0
+    return max(0.0, value - low), max(0.0, high - value)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.tight_layout()
+    with atomic_write(path) as handle:
+        figure.savefig(handle, format="png", dpi=130)
+    _pyplot().close(figure)
+    return path

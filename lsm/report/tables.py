@@ -1,0 +1,110 @@
+"""Rows of a scoreboard as a table: one place decides columns and digits, for the terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+_WIDEST = 400
+Kind = Literal["text", "count", "share", "number", "seconds", "bytes"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: key in the row, heading, and how its values are written."""
+
+    key: str
+    heading: str
+    """May hold line breaks, for the terminal."""
+    kind: Kind = "number"
+    interval: bool = False
+    """Show the interval on the terminal too, where room is short; Markdown and HTML show every interval."""
+
+
+NEXT_SENTENCE = (
+    Column("predictor", "predictor", "text"),
+    Column("n", "n", "count"),
+    Column("recall_at_1", "recall\n@1", "share"),
+    Column("recall_at_10", "recall\n@10", "share", interval=True),
+    Column("recall_at_100", "recall\n@100", "share"),
+    Column("median_rank", "median\nrank", "count", interval=True),
+    Column("mrr", "MRR", "share"),
+    Column("document_recall_at_1", "in-document\nrecall@1", "share", interval=True),
+    Column("cosine", "cosine", "share"),
+    Column("l2", "l2", "share"),
+    Column("l2_gap", "l2 − l2 to\nnearest", "share"),
+    Column("effective_rank", "effective\nrank", "count"),
+    Column("mean_pairwise_cosine", "pairwise\ncosine", "share"),
+)
+DIFFERENCE = (
+    Column("compared", "compared", "text"),
+    Column("recall_at_1", "recall@1", "share", interval=True),
+    Column("recall_at_10", "recall@10", "share", interval=True),
+    Column("mrr", "MRR", "share", interval=True),
+    Column("document_recall_at_1", "in-document\nrecall@1", "share", interval=True),
+    Column("document_mrr", "in-document\nMRR", "share", interval=True),
+    Column("cosine", "cosine", "share"),
+)
+ROUNDTRIP = (
+    Column("label", "decoder", "text"),
+    Column("n", "n", "count"),
+    Column("exact_match", "exact", "share"),
+    Column("bleu", "BLEU", interval=True),
+    Column("token_f1", "token F1", "share", interval=True),
+    Column("chrf", "chrF"),
+    Column("cosine", "cosine", "share", interval=True),
+    Column("cosine_independent", "cosine\n(independent)", "share"),
+    Column("bytes_per_sentence", "vector\nbytes", "bytes"),
+    Column("utf8_bytes", "UTF-8\nbytes", "bytes"),
+    Column("zstd_bytes", "zstd\nbytes", "bytes"),
+    Column("encoder_calls", "encoder\ncalls"),
+    Column("sentences_per_second", "sentences\n/s"),
+)
+ROUNDTRIP_BY_LENGTH = (ROUNDTRIP[0], Column("length", "characters", "text"), *ROUNDTRIP[1:8], Column("utf8_bytes", "UTF-8\nbytes", "bytes"))
+
+
+def cell(row: dict[str, Any], column: Column, *, with_interval: bool = True) -> str:
+    """A value as text, its interval behind it when the row has one."""
+    text = _written(row.get(column.key), column.kind)
+    interval = (row.get("intervals") or {}).get(column.key)
+    if with_interval and interval and all(math.isfinite(end) for end in interval):
+        text += f" [{_written(interval[0], column.kind)}, {_written(interval[1], column.kind)}]"
+    return text
+
+
+def markdown(rows: Sequence[dict[str, Any]], columns: Sequence[Column], *, with_interval: bool = True) -> str:
+    """A GitHub table, intervals in brackets."""
+    lines = ["| " + " | ".join(" ".join(column.heading.split()) for column in columns) + " |"]
+    lines.append("|" + "|".join("---" if column.kind == "text" else "---:" for column in columns) + "|")
+    for row in rows:
+        cells = (cell(row, column, with_interval=with_interval).replace("|", "\\|") for column in columns)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def show(rows: Sequence[dict[str, Any]], columns: Sequence[Column], *, title: str) -> None:
+    """Print a table on stdout. It is as wide as it needs to be: a narrow terminal folds lines, a file gets them whole."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.heading, justify="left" if column.kind == "text" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell(row, column, with_interval=column.interval) for column in columns))
+    Console(markup=False, highlight=False, width=_WIDEST).print(table, crop=False)
+
+
+def _written(value: Any, kind: Kind) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if kind == "text":
+        return str(value)
+    if kind == "share":
+        return f"{value:.3f}"
+    if kind in ("count", "bytes"):
+        return f"{value:,.0f}"
+    return f"{value:,.2f}" if abs(value) < 10 else f"{value:,.1f}"

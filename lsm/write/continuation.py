@@ -1,0 +1,173 @@
+"""Plan-then-write: a latent transformer plans sentence vectors after a document, a decoder words them, repetition is held down.
+
+Shape letters: S sentences read, N sentences planned, D vector width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsm.decode.decoders import Decoder, Encode
+from lsm.latent.rollout import rollout
+
+if TYPE_CHECKING:
+    from lsm.latent.transformer import LatentTransformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepetitionRules:
+    """When a plan or a sentence counts as said before, and what is done about it."""
+
+    largest_cosine: float = 0.98
+    """A planned vector nearer than this to a recent one is turned away from it until it is not."""
+    recent_sentences: int = 8
+    """How many of the last vectors, read or planned, count as recent. Texts are compared with the whole document."""
+    attempts: int = 8
+    """Candidates asked of the decoder when its sentence has been said before."""
+    stop_after: int = 3
+    """End the text when this many sentences in a row could not be worded anew."""
+
+
+@dataclass
+class Continuation:
+    """What was planned and written."""
+
+    texts: list[str] = field(default_factory=list)
+    """The sentences written; fewer than asked for where repetition ended the text or left sentences out."""
+    planned_ND: np.ndarray | None = None
+    """All planned unit vectors, those of sentences left out among them."""
+    plan_of_text: list[int] = field(default_factory=list)
+    """Row of `planned_ND` that each sentence words."""
+    n_turned: int = 0
+    """Plans turned away from a recent vector."""
+    n_reworded: int = 0
+    """Sentences for which a later candidate was taken because the first had been said."""
+    n_left_out: int = 0
+    """Plans for which every candidate had been said."""
+    seconds: float = 0.0
+
+
+def continue_document(
+    model: LatentTransformer,
+    z_SD: np.ndarray,
+    decoder: Decoder,
+    n_sentences: int,
+    *,
+    read: Sequence[str] = (),
+    encode: Encode | None = None,
+    rules: RepetitionRules | None = None,
+    seed: int = 0,
+    on_sentence: Callable[[str], None] = lambda text: None,
+) -> Continuation:
+    """Write up to `n_sentences` after a document.
+
+    Without `encode` all vectors are planned first and worded in one batch; with it each written sentence is re-encoded and read before the
+    next is planned, so that the plan follows what the text says (slower: one decoder call a sentence).
+
+    Args:
+        z_SD: the document's sentence vectors, at least one.
+        read: its sentences, which are not to be repeated.
+        encode: the encoder of the run, to re-encode what is written.
+        on_sentence: called with each sentence once it stands.
+    """
+    rules = rules or RepetitionRules()
+    started = time.perf_counter()
+    result = Continuation()
+    writer = _Writer(decoder, rules, {_key(text) for text in read}, result, seed, on_sentence)
+    recent = [_unit(torch.from_numpy(np.asarray(z_D, dtype=np.float32))) for z_D in z_SD[-rules.recent_sentences :]]
+    plans: list[np.ndarray] = []
+
+    def on_step(step: int, z_D: Tensor) -> Tensor | None:
+        turned_D = turn_away(z_D.cpu(), recent[-rules.recent_sentences :], rules.largest_cosine, seed=seed + step)
+        result.n_turned += turned_D is not None
+        plan_D = z_D.cpu() if turned_D is None else turned_D
+        plans.append(plan_D.numpy())
+        read_D = plan_D
+        if encode is not None and not writer.stopped:
+            text = writer.write([plan_D.numpy()])[0]
+            if text is not None:
+                read_D = torch.from_numpy(np.asarray(encode([text])[0], dtype=np.float32))
+        recent.append(_unit(read_D))
+        return read_D
+
+    rollout(model, torch.from_numpy(np.asarray(z_SD, dtype=np.float32)), n_sentences, on_step=on_step)
+    result.planned_ND = np.stack(plans) if plans else np.zeros((0, z_SD.shape[1]), dtype=np.float32)
+    if encode is None and plans:
+        writer.write(plans)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+class _Writer:
+    """Words plans in order; keeps what has been said."""
+
+    def __init__(
+        self, decoder: Decoder, rules: RepetitionRules, said: set[str], result: Continuation, seed: int, on_sentence: Callable[[str], None]
+    ) -> None:
+        self.decoder, self.rules, self.said, self.result, self.seed, self.on_sentence = decoder, rules, said, result, seed, on_sentence
+        self.stopped = False
+        self._failed_in_a_row = self._n_seen = 0
+
+    def write(self, plans: Sequence[np.ndarray]) -> list[str | None]:
+        """The sentence for each plan, None where none was new; all first attempts in one batch."""
+        z_ND = np.stack(plans)
+        return [self._settle(z_D, first) for z_D, first in zip(z_ND, self.decoder.decode(z_ND, seed=self.seed), strict=True)]
+
+    def _settle(self, z_D: np.ndarray, first: str) -> str | None:
+        number = self._n_seen
+        self._n_seen += 1
+        if self.stopped:
+            return None
+        text = first if self._is_new(first) else None
+        if text is None:
+            others = self.decoder.candidates(z_D[None], self.rules.attempts, seed=self.seed + number)[0]
+            text = next((other for other in others if self._is_new(other)), None)
+            self.result.n_reworded += text is not None
+        if text is None:
+            self.result.n_left_out += 1
+            self._failed_in_a_row += 1
+            self.stopped = self._failed_in_a_row >= self.rules.stop_after
+            return None
+        self._failed_in_a_row = 0
+        self.said.add(_key(text))
+        self.result.texts.append(text)
+        self.result.plan_of_text.append(number)
+        self.on_sentence(text)
+        return text
+
+    def _is_new(self, text: str) -> bool:
+        return bool(_key(text)) and _key(text) not in self.said
+
+
+def turn_away(z_D: Tensor, recent: Sequence[Tensor], largest_cosine: float, *, seed: int) -> Tensor | None:
+    """The unit vector nearest to `z_D` that keeps `largest_cosine` from the recent vector nearest to it; None when it does already.
+
+    The part of `z_D` that stands square on that vector is kept in direction and lengthened; where there is none, it is drawn from `seed`.
+    """
+    if not recent:
+        return None
+    z_D = _unit(z_D.float())
+    nearest_D = max(recent, key=lambda other_D: float(other_D @ z_D))
+    if float(nearest_D @ z_D) <= largest_cosine:
+        return None
+    across_D = z_D - (z_D @ nearest_D) * nearest_D
+    if float(across_D.norm()) < 1e-3:
+        drawn_D = torch.randn(len(z_D), generator=torch.Generator().manual_seed(seed))
+        across_D = drawn_D - (drawn_D @ nearest_D) * nearest_D
+    return largest_cosine * nearest_D + (1 - largest_cosine**2) ** 0.5 * _unit(across_D)
+
+
+def _key(text: str) -> str:
+    """What makes two sentences the same: letters and digits, whatever their case and spacing."""
+    return "".join(character for character in text.casefold() if character.isalnum())
+
+
+def _unit(z_D: Tensor) -> Tensor:
+    return z_D / z_D.norm().clamp(min=1e-12)

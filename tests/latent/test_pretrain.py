@@ -1,0 +1,140 @@
+"""Promises of pretraining: it learns what can be learned, beats its control there, resumes bit for bit, and every shipped config parses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lsm.config import load_settings, settings_from, to_dict
+from lsm.corpus.sampler import ArrayDocuments
+from lsm.errors import UserError
+from lsm.files import sha256_file
+from lsm.latent.diagnostics import effective_rank, l2_to_nearest, l2_to_truth, mean_pairwise_cosine
+from lsm.latent.pretrain import Pretraining
+from lsm.latent.settings import PretrainSettings
+from lsm.latent.transformer import LatentTransformer
+from lsm.training.loop import Trainer
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("latent-*.yaml"))
+DIM = 16
+
+
+def spirals(n_documents: int = 60) -> ArrayDocuments:
+    """Documents whose next vector is a fixed rotation of the last: no mean of the past predicts it, a layer does."""
+    generator = np.random.default_rng(0)
+    rotation = np.linalg.qr(generator.standard_normal((DIM, DIM)))[0]
+    documents = []
+    for n in range(n_documents):
+        vectors = [generator.standard_normal(DIM)]
+        for _ in range(6 + n % 9):
+            vectors.append(rotation @ vectors[-1])
+        documents.append((np.array(vectors) / np.linalg.norm(vectors[0])).astype(np.float16))
+    return ArrayDocuments(documents)
+
+
+def settings(**changes: Any) -> PretrainSettings:
+    raw: dict[str, Any] = {
+        "steps": 60, "eval_every": 60, "save_every": 20, "threads": 1, "precision": "float32", "ema_decay": 0.8,
+        "optimizer": {"lr": 3e-3, "warmup_steps": 5},
+        "model": {"context": 8, "hidden": 32, "layers": 1, "heads": 2, "dropout": 0.0},
+        "data": {"batch_sentences": 64, "held_out_fraction": 0.2},
+    }  # fmt: skip
+    return settings_from(PretrainSettings, raw | changes, origin="test")
+
+
+def task(config: PretrainSettings, **options: Any) -> Pretraining:
+    return Pretraining(spirals(), config, dim=DIM, encoder={"name": "stub", "dim": DIM}, **options)
+
+
+def test_it_learns_and_leaves_a_loadable_model(tmp_path: Path) -> None:
+    config = settings()
+    result = Trainer(task(config), config, tmp_path / "run", quiet=True).train()["evaluation"]
+    assert result["recall_10"] > result["control_recall_10"] + 0.1 and result["median_rank"] < result["control_median_rank"]
+    assert {"loss", "mse", "infonce", "denoise", "cosine", "l2", "effective_rank", "pairwise_cosine"} <= set(result)
+    model = LatentTransformer.from_pretrained(tmp_path / "run")
+    source = spirals()
+    z_BSD = torch.from_numpy(source.vectors(0)[None].astype(np.float32))
+    better = (model.predict(z_BSD)[0, :-1] * z_BSD[0, 1:]).sum(-1).mean()
+    assert better > 0.5 > float((z_BSD[0, :-1] * z_BSD[0, 1:]).sum(-1).mean())
+    card = (tmp_path / "run/final/README.md").read_text()
+    assert "stub" in card and "recall_10" in card
+
+
+@pytest.mark.parametrize(
+    "goals", [{"mse": 1, "infonce": 0, "denoise": 0}, {"mse": 0, "infonce": 1, "denoise": 0}, {"mse": 0, "infonce": 0, "denoise": 1}]
+)
+def test_each_objective_alone_falls(tmp_path: Path, goals: dict[str, float]) -> None:
+    config = settings(
+        objectives=goals, data={"batch_sentences": 64, "held_out_fraction": 0.2, "context_dropout": 0.05, "noise": 0.01}, steps=40
+    )
+    trained = task(config)
+    before = trained.evaluate()["loss"]
+    result = Trainer(trained, config, tmp_path / "run", quiet=True).train()["evaluation"]
+    assert result["loss"] < before
+
+
+def test_resumed_equals_unbroken_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(steps=30, save_every=10, model={"context": 8, "hidden": 32, "layers": 1, "heads": 2, "dropout": 0.2})
+    Trainer(task(config), config, tmp_path / "whole", quiet=True).train()
+    broken = task(config)
+    whole_batch = broken.batch
+    monkeypatch.setattr(broken, "batch", lambda index: whole_batch(index) if index < 17 else (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(broken, config, tmp_path / "broken", quiet=True).train()
+    Trainer(task(config), config, tmp_path / "broken", quiet=True).train()
+    for name in ("final/model.safetensors", "final/README.md", "final/done.json", "metrics.jsonl"):
+        assert sha256_file(tmp_path / "whole" / name) == sha256_file(tmp_path / "broken" / name)
+
+
+def test_batches_depend_on_their_index_alone() -> None:
+    config = settings(data={"batch_sentences": 64, "held_out_fraction": 0.2, "noise": 0.1})
+    one, other = task(config), task(config)
+    one.batch(0)
+    first, second = one.batch(5), other.batch(5)
+    assert torch.equal(first.z_BSD, second.z_BSD) and torch.equal(first.masked_BS, second.masked_BS)
+    assert first.noise_BSD is not None and second.noise_BSD is not None and torch.equal(first.noise_BSD, second.noise_BSD)
+    assert not np.array_equal(task(config, seed=1).batch(5).packed.document_BS, first.packed.document_BS)
+
+
+def test_too_few_documents() -> None:
+    source = ArrayDocuments([np.ones((1, DIM), dtype=np.float16)] * 3)
+    with pytest.raises(UserError, match="no training document of at least two sentences"):
+        Pretraining(source, settings(), dim=DIM)
+
+
+def test_an_untrained_model_ranks_as_its_control() -> None:
+    scores = task(settings()).evaluate()
+    assert scores["recall_10"] == pytest.approx(scores["control_recall_10"]) and scores["median_rank"] == scores["control_median_rank"]
+
+
+def test_diagnostics_known_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cloud = torch.randn(4000, 8, generator=generator)
+    assert effective_rank(cloud) == pytest.approx(8, abs=0.1)
+    assert effective_rank(torch.outer(torch.randn(50, generator=generator), torch.ones(8))) == pytest.approx(1, abs=0.01)
+    assert effective_rank(torch.ones(5, 8)) == 1.0
+    assert mean_pairwise_cosine(torch.ones(5, 8)) == pytest.approx(1.0)
+    assert mean_pairwise_cosine(torch.eye(4)) == pytest.approx(0.0, abs=1e-9)
+    few = cloud[:40]
+    cosine = torch.nn.functional.normalize(few, dim=-1) @ torch.nn.functional.normalize(few, dim=-1).T
+    assert mean_pairwise_cosine(few) == pytest.approx(float((cosine.sum() - cosine.trace()) / (40 * 39)), abs=1e-6)
+    assert l2_to_truth(torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.0, 0.0]])) == pytest.approx(2.5)
+    assert l2_to_nearest(torch.zeros(1, 2), torch.tensor([[3.0, 4.0], [1.0, 1.0]])) == pytest.approx(math.sqrt(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_parse(path: Path) -> None:
+    loaded = load_settings(PretrainSettings, path)
+    assert settings_from(PretrainSettings, to_dict(loaded), origin="again") == loaded
+
+
+def test_unknown_keys_and_bad_values_are_named() -> None:
+    with pytest.raises(UserError, match=r"model\.layer: "):
+        settings_from(PretrainSettings, {"model": {"layer": 3}}, origin="test")
+    with pytest.raises(UserError, match=r"batch_sentences 64 is less than one row of model\.context 128"):
+        settings_from(PretrainSettings, {"data": {"batch_sentences": 64}}, origin="test")
