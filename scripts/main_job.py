@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from lsm.cli import main as lsm
 from lsm.files import atomic_write, fingerprint, read_json, write_json
@@ -100,7 +101,7 @@ CONFIG = Path(__file__).resolve().parent.parent / "configs" / "latent-small.yaml
 class Tee(io.TextIOBase):
     """Standard output that is remembered too."""
 
-    def __init__(self, stream: io.TextIOBase) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.stream, self.kept = stream, io.StringIO()
 
     def write(self, text: str) -> int:

@@ -30,6 +30,8 @@ def only_writer(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"--out {folder} is a file, not a folder; choose another name") from error
+        except FileNotFoundError as error:
+            raise UserError(f"--out {folder} cannot be made there; choose another folder") from error
         descriptor = _acquire(folder) if fcntl else None
     try:
         yield

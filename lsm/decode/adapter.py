@@ -75,7 +75,8 @@ class PrefixAdapter(nn.Module):
         # Half of the prefix's size comes from the vector and half from what all sentences share.
         nn.init.normal_(self.prefix_head.weight, std=home.embedding_rms * math.sqrt(0.5 / width))
         nn.init.normal_(self.prefix_head.bias, std=home.embedding_rms * math.sqrt(0.5))
-        self.word_head = None
+        self.word_head: nn.Linear | None = None
+        self.word_offset_V: Tensor
         if settings.soft_words:
             self.word_head = nn.Linear(width, settings.prefix_length * lm_width)
             nn.init.zeros_(self.word_head.weight)

@@ -22,7 +22,9 @@ _TEXTS_AT_ONCE = 4096
 class TokenizedSentences:
     """Sentences of some documents of a corpus as ids of one LM (end token included), held in memory at four bytes a token."""
 
-    def __init__(self, corpus: Corpus, documents: Sequence[int], tokens: Tokens, *, max_tokens: int, limit: int | None = None) -> None:
+    def __init__(
+        self, corpus: Corpus, documents: Sequence[int] | np.ndarray, tokens: Tokens, *, max_tokens: int, limit: int | None = None
+    ) -> None:
         self.corpus, self.end_id = corpus, tokens.end_id
         rows: list[int] = []
         pieces: list[np.ndarray] = []
@@ -51,9 +53,7 @@ class TokenizedSentences:
         take()
         rows, pieces = rows[:limit], pieces[:limit]
         if not rows:
-            raise UserError(
-                f"corpus {corpus.path}: no sentence of {len(documents)} documents has {max_tokens} tokens or fewer; raise reading.max_tokens"
-            )
+            raise UserError(f"corpus {corpus.path}: no sentence of {len(documents)} documents has at most {max_tokens} tokens; raise it")
         self.rows_N = np.array(rows, dtype=np.int64)
         self.lengths_N = np.array([len(piece) for piece in pieces], dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths_N)])

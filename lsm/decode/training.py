@@ -68,11 +68,11 @@ class PrefixTask(Task):
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.module = PrefixAdapter(settings.adapter, home).to(lm.device)
+            self.adapter = self.module = PrefixAdapter(settings.adapter, home).to(lm.device)
         if start_from is not None:
             self._start_from(start_from)
         if settings.adapter.lora_rank:
-            self.module.lora = attach_lora(lm, settings.adapter.lora_rank)
+            self.adapter.lora = attach_lora(lm, settings.adapter.lora_rank)
         self.batches = LengthBatches(
             self.sentences.lengths_N,
             extra_positions=settings.adapter.prefix_length - 1,
@@ -85,7 +85,7 @@ class PrefixTask(Task):
         # Weights of Arora et al. 2017 (SIF): what a prefix position shall name is content, not function words.
         self._content_V = _RARE / (_RARE + frequency_V)
         if settings.adapter.soft_words:
-            self.module.word_offset_V.copy_(torch.log_softmax(self._log_frequency_V + self._content_V.log(), dim=0))
+            self.adapter.word_offset_V.copy_(torch.log_softmax(self._log_frequency_V + self._content_V.log(), dim=0))
         self._n_lexical = settings.lexical_stage.steps * settings.accumulate
         self._scores: dict[str, float] = {}
 
@@ -136,8 +136,8 @@ class PrefixTask(Task):
 
     def save_final(self, folder: Path) -> None:
         """The adapter folder that `--adapter` takes."""
-        card = adapter_card(self.module, self.settings, n_sentences=len(self.sentences), scores=self._scores)
-        self.module.save_pretrained(folder, card=card)
+        card = adapter_card(self.adapter, self.settings, n_sentences=len(self.sentences), scores=self._scores)
+        self.adapter.save_pretrained(folder, card=card)
 
     def fingerprint(self) -> dict[str, Any]:
         return {"corpus": self.corpus.fingerprint, "encoder": self.corpus.encoder, "lm": self.lm.fingerprint()}
@@ -162,24 +162,24 @@ class PrefixTask(Task):
 
     def _sentence_losses(self, batch: SentenceBatch, z_BD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """loss_B (nats per token), lengths_B, and the loss of the prefix's words where it has any."""
-        trunk_BF = self.module.trunk(z_BD)
-        prefix = self.module.prefix(trunk_BF, self.lm)
+        trunk_BF = self.adapter.trunk(z_BD)
+        prefix = self.adapter.prefix(trunk_BF, self.lm)
         spoken_BTH = spoken_before(self.lm.embed(batch.ids_BT))
-        bias_BTH = self.module.bias(trunk_BF, spoken_BTH, torch.arange(batch.ids_BT.shape[1], device=self.lm.device))
+        bias_BTH = self.adapter.bias(trunk_BF, spoken_BTH, torch.arange(batch.ids_BT.shape[1], device=self.lm.device))
         with torch.autocast(self.lm.device.type, enabled=False):  # the LM has its own dtype
             loss_B = self.lm.prefix_loss(prefix.prefix_BPH, batch.ids_BT, batch.mask_BT, bias_BTH)
         return loss_B, batch.mask_BT.sum(1), self._word_loss(batch, prefix)
 
     def _lexical_losses(self, batch: SentenceBatch) -> dict[str, Tensor]:
         """What the lexical stage trains: the lift of the tokens to come, and the words of the prefix on as many rows as cost the same."""
-        trunk_BF = self.module.trunk(batch.z_BD)
+        trunk_BF = self.adapter.trunk(batch.z_BD)
         losses = {}
-        if self.module.lexical_head is not None:
+        if self.adapter.lexical_head is not None:
             losses["lexical_loss"] = self._lift_loss(batch, trunk_BF)
-        if self.module.word_head is not None:
+        if self.adapter.word_head is not None:
             some = slice(0, max(1, len(trunk_BF) // self.settings.adapter.prefix_length))
             few = SentenceBatch(batch.numbers_B[some], batch.z_BD[some], batch.ids_BT[some], batch.mask_BT[some], None)
-            word_loss = self._word_loss(few, self.module.prefix(trunk_BF[some], self.lm))
+            word_loss = self._word_loss(few, self.adapter.prefix(trunk_BF[some], self.lm))
             assert word_loss is not None
             losses["word_loss"] = word_loss
         return losses
@@ -191,7 +191,7 @@ class PrefixTask(Task):
         weight_BT = torch.exp(-(place_T - position_B1) / self.settings.lexical_stage.horizon_tokens)
         weight_BT = weight_BT * ((place_T >= position_B1) & batch.mask_BT)
         spoken_BH = _weighted_sums((place_T < position_B1)[:, None].float(), self.lm.embed(batch.ids_BT))
-        lift_BTH = self.module.bias(trunk_BF, spoken_BH, position_B1)
+        lift_BTH = self.adapter.bias(trunk_BF, spoken_BH, position_B1)
         assert lift_BTH is not None
         lift_BH = lift_BTH[:, 0].float()
         with torch.autocast(self.lm.device.type, enabled=False):
@@ -209,7 +209,7 @@ class PrefixTask(Task):
         near_BPT = torch.exp(-(((place_BT[:, None] - centre_P[:, None]) * n_positions) ** 2))
         inside_BT = torch.arange(batch.ids_BT.shape[1], device=self.lm.device) < lengths_B1
         weight_BPT = near_BPT * (inside_BT * self._content_V[batch.ids_BT])[:, None] + 1e-9 * batch.mask_BT[:, None]
-        return self._bag_loss(batch, weight_BPT, prefix.lift_BPH, prefix.logsumexp_BP, self.module.word_offset_V)
+        return self._bag_loss(batch, weight_BPT, prefix.lift_BPH, prefix.logsumexp_BP, self.adapter.word_offset_V)
 
     def _bag_loss(self, batch: SentenceBatch, weight_BPT: Tensor, lift_BPH: Tensor, logsumexp_BP: Tensor, offset_V: Tensor) -> Tensor:
         """Mean cross-entropy of softmax(E·lift + offset) against each sentence's tokens in the proportions of `weight_BPT`."""
@@ -228,9 +228,9 @@ class PrefixTask(Task):
         return SentenceBatch(numbers_B, source.vectors(numbers_B).to(device), ids_BT.to(device), mask_BT.to(device), position_B)
 
     def _start_from(self, adapter: PrefixAdapter) -> None:
-        if adapter.settings != self.settings.adapter or adapter.home.dim != self.module.home.dim:
+        if adapter.settings != self.settings.adapter or adapter.home.dim != self.adapter.home.dim:
             raise UserError(f"the adapter to start from has another shape ({adapter.settings}); use the config that it was trained with")
-        self.module.load_state_dict({n: v for n, v in adapter.state_dict().items() if not n.startswith("lora.")})
+        self.adapter.load_state_dict({n: v for n, v in adapter.state_dict().items() if not n.startswith("lora.")})
 
 
 def add_noise(z_BD: Tensor, most: float, generator: torch.Generator) -> Tensor:

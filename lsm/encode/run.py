@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from lsm.corpus.writer import read_done, write_manifest, write_shard
 from lsm.encode.cut import CutShard, Cutter, DocumentLike, Segment, finished_documents
 from lsm.encode.encoder import EncodedBatch, EncoderInfo, Precision
 from lsm.encode.plan import Resume, RunPlan, Stage, windows
-from lsm.encode.worker import EncodingPool
+from lsm.encode.worker import EncodingPool, WorkerDied
 from lsm.errors import UserError
 from lsm.files import TEMPORARY_SUFFIX, read_json, remove_leftovers
 from lsm.progress import Progress, duration, say
@@ -80,7 +79,7 @@ def encode_corpus(job: EncodeJob, documents: Iterable[DocumentLike]) -> dict[str
         with EncodingPool(job.n_workers, job.info.name, device=job.info.device, precision=job.precision) as pool:
             try:
                 n_shards += _encode_shards(job, plan, cutter, pool, documents, written)
-            except BrokenProcessPool as error:
+            except WorkerDied as error:
                 raise UserError(
                     f"a worker process died (out of memory?) while encoding into {job.out}; finished shards are kept: "
                     f"run the same command again, with fewer --workers than {job.n_workers}"

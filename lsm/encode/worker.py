@@ -1,4 +1,8 @@
-"""Worker processes that encode: one thread each, so that many workers give the same bits as one; they die with their parent."""
+"""Worker processes that encode: one thread each, so that many workers give the same bits as one; they die with their parent.
+
+A pipe and a waiting thread per process, instead of `ProcessPoolExecutor`: that one can hang for good when a worker is killed while its
+shared queue is full (CPython issues 94777, 107219), and a worker that runs out of memory must end in a message.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +10,87 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
 from lsm.encode.encoder import EncodedBatch, Precision, SentenceEncoder, load_encoder
+from lsm.errors import UserError
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 _PROBE_TEXTS = 96
 
-_encoder: SentenceEncoder | None = None
+
+class WorkerDied(Exception):
+    """A worker process ended without an answer: killed, most likely for memory."""
 
 
 class EncodingPool:
-    """`n` processes that each hold the encoder; use as a context manager. Leaving it on an error kills them at once."""
+    """`n` processes that each hold the encoder, started by the first task. A context manager: leaving it on an error kills them at once."""
 
     def __init__(self, n: int, name: str, *, device: str, precision: Precision) -> None:
-        self._arguments = (name, device, precision)
-        self._executor = ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start, initargs=(os.getpid(),))
+        self._n, self._arguments = n, (name, device, precision)
+        self._threads = ThreadPoolExecutor(n)
+        self._processes: list[BaseProcess] = []
+        self._connections: list[Connection] = []
+        self._idle: SimpleQueue[Connection] = SimpleQueue()
 
     def __enter__(self) -> EncodingPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            for process in list((getattr(self._executor, "_processes", None) or {}).values()):
+            for process in self._processes:
                 process.kill()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)  # a killed worker's pipe ends, and with it the wait of its thread
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join()
 
     def encode(self, texts: Sequence[str]) -> Future[EncodedBatch]:
-        """Encode one window of texts; vectors come back as float16, what the corpus keeps."""
-        with _one_thread_each():
-            return self._executor.submit(_encode, self._arguments, list(texts))
+        """Encode one window of texts; vectors come back as float16, what the corpus keeps. The future may raise `WorkerDied`."""
+        self._started()
+        return self._threads.submit(self._ask, _encode, list(texts))
 
     def probe(self, texts: Sequence[str]) -> Future[float]:
         """Measure one worker: sentences per second on a few texts, after a first pass that loads and warms."""
-        with _one_thread_each():
-            return self._executor.submit(_probe, self._arguments, list(texts[:_PROBE_TEXTS]))
+        self._started()
+        return self._threads.submit(self._ask, _probe, list(texts[:_PROBE_TEXTS]))
+
+    def _started(self) -> None:
+        # In the caller's thread: the workers are told when the thread that started them ends.
+        context = get_context("spawn")
+        while len(self._processes) < self._n:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, os.getpid(), self._arguments), daemon=True)
+            with _one_thread_each():
+                process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+            self._idle.put(ours)
+
+    def _ask(self, task: Any, texts: list[str]) -> Any:
+        connection = self._idle.get()
+        try:
+            connection.send((task, texts))
+            answer = connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerDied from error
+        finally:
+            self._idle.put(connection)  # a dead one as well: whoever asks it next must not wait for ever
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 @contextmanager
@@ -63,7 +108,26 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start(parent: int) -> None:
+def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Precision]) -> None:
+    """Life of a worker: load the encoder with the first task, answer until the pipe ends."""
+    _die_with(parent)
+    encoder: SentenceEncoder | None = None
+    while True:
+        try:
+            task, texts = connection.recv()
+        except EOFError:
+            return
+        try:
+            encoder = encoder or _loaded(*arguments)
+            answer = task(encoder, texts)
+        except UserError as error:
+            answer = error
+        except Exception:
+            answer = RuntimeError("in a worker process:\n" + traceback.format_exc())
+        connection.send(answer)
+
+
+def _die_with(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     if sys.platform == "linux":
         import ctypes
@@ -75,24 +139,21 @@ def _start(parent: int) -> None:
 
 
 def _loaded(name: str, device: str, precision: Precision) -> SentenceEncoder:
-    global _encoder
-    if _encoder is None:
-        _encoder = load_encoder(name, device=device, precision=precision)
-        if "torch" in sys.modules:
-            import torch
+    encoder = load_encoder(name, device=device, precision=precision)
+    if "torch" in sys.modules:
+        import torch
 
-            torch.set_num_threads(1)
-    return _encoder
+        torch.set_num_threads(1)
+    return encoder
 
 
-def _encode(arguments: tuple[str, str, Precision], texts: list[str]) -> EncodedBatch:
-    batch = _loaded(*arguments).encode(texts)
+def _encode(encoder: SentenceEncoder, texts: list[str]) -> EncodedBatch:
+    batch = encoder.encode(texts)
     with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite and is refused by the writer
         return EncodedBatch(batch.vectors.astype(np.float16), batch.n_tokens, batch.truncated)
 
 
-def _probe(arguments: tuple[str, str, Precision], texts: list[str]) -> float:
-    encoder = _loaded(*arguments)
+def _probe(encoder: SentenceEncoder, texts: list[str]) -> float:
     encoder.encode(texts[: len(texts) // 3])
     start = time.perf_counter()
     encoder.encode(texts)

@@ -145,7 +145,8 @@ class Pretraining(Task):
     def describe_batch(self, batch: LatentBatch) -> str:
         """Ids of the documents in a batch."""
         documents = np.unique(batch.packed.document_BS[batch.packed.document_BS >= 0])
-        return f"documents {', '.join(self.sampler.source.doc_ids[doc] for doc in documents[:12])}" + (f" and {len(documents) - 12} more" if len(documents) > 12 else "")
+        named = ", ".join(self.sampler.source.doc_ids[doc] for doc in documents[:12])
+        return f"documents {named}" + (f" and {len(documents) - 12} more" if len(documents) > 12 else "")
 
     def units(self, batch: LatentBatch) -> tuple[int, str]:
         """Sentences."""

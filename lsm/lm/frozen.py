@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from lsm.lm.loss import frozen_cross_entropy, frozen_mean
 from lsm.lm.tokens import ByteTokens, FolderTokens, Tokens, pad_ids
 from lsm.provenance import fast_dtype
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 STUB = "stub"
 
 
@@ -29,7 +32,7 @@ class FrozenLM:
     Callers bring vectors and get losses, texts, hidden states or logits; the LM knows nothing of who calls.
     """
 
-    def __init__(self, model: nn.Module, tokens: Tokens, *, name: str, sha256: str) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: Tokens, *, name: str, sha256: str) -> None:
         self.model, self.tokens, self.name, self.sha256 = model.eval(), tokens, name, sha256
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -199,7 +202,7 @@ class FrozenLM:
             handle.remove()
 
 
-def _stub_model() -> nn.Module:
+def _stub_model() -> PreTrainedModel:
     """A random two-layer Llama over bytes, the same weights every time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

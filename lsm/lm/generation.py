@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
 
-Bias = Callable[[Tensor, int, Tensor], Tensor]
+Bias = Callable[[Tensor, int, Tensor], "Tensor | None"]
 """bias(spoken_AH, n_tokens, rows_A) → bias_AH added to the final hidden states: `spoken_AH` is the sum of the input embeddings of the
 `n_tokens` tokens written so far, `rows_A` says which rows of the batch are still being written."""
 
@@ -66,7 +66,10 @@ def generate_ids(
     for n_tokens in range(sampling.max_new_tokens):
         if not len(rows_A):
             break
-        bias_AH = bias(spoken_AH, n_tokens, rows_A) if callable(bias) else bias if bias is None else bias[rows_A]
+        if isinstance(bias, Tensor):
+            bias_AH = bias[rows_A]
+        else:
+            bias_AH = bias(spoken_AH, n_tokens, rows_A) if bias is not None else None
         logits_AV, cache = lm.step(inputs, cache, bias_AH)
         if seen_AV is not None:
             logits_AV -= sampling.presence_penalty * seen_AV

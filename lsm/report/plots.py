@@ -71,12 +71,12 @@ def _bars(
     colours = [_OURS if (label in ours if isinstance(ours, tuple) else label == ours) else _CONTROL for label in labels]
     figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 2.1 * len(panels), 0.9 + 0.32 * len(rows)), sharey=True)
     for axis, (key, heading) in zip(axes, panels, strict=True):
-        values = [row.get(key) if row.get(key) is not None else 0.0 for row in rows]
+        values = [float(row.get(key) or 0.0) for row in rows]
         errors = [_error(row, key) for row in rows]
         axis.barh(range(len(rows)), values, xerr=list(zip(*errors, strict=True)), color=colours, error_kw={"elinewidth": 1, "capsize": 2})
         axis.set_title(heading, fontsize=9)
         axis.tick_params(labelsize=8)
-        axis.set_xlim(left=min(0.0, *values))
+        axis.set_xlim(left=min([0.0, *values]))
     axes[0].set_yticks(range(len(rows)), labels)
     axes[0].invert_yaxis()
     figure.suptitle(title, fontsize=10)

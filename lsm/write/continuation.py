@@ -30,7 +30,7 @@ class RepetitionRules:
     recent_sentences: int = 8
     """How many of the last vectors, read or planned, count as recent. Texts are compared with the whole document."""
     attempts: int = 8
-    """Candidates asked of the decoder when its sentence has been said before."""
+    """Candidates asked of the decoder when its sentence has been said before (eight times as many if all of these have been)."""
     stop_after: int = 3
     """End the text when this many sentences in a row could not be worded anew."""
 
@@ -127,8 +127,7 @@ class _Writer:
             return None
         text = first if self._is_new(first) else None
         if text is None:
-            others = self.decoder.candidates(z_D[None], self.rules.attempts, seed=self.seed + number)[0]
-            text = next((other for other in others if self._is_new(other)), None)
+            text = self._another(z_D, self.seed + number)
             self.result.n_reworded += text is not None
         if text is None:
             self.result.n_left_out += 1
@@ -141,6 +140,15 @@ class _Writer:
         self.result.plan_of_text.append(number)
         self.on_sentence(text)
         return text
+
+    def _another(self, z_D: np.ndarray, seed: int) -> str | None:
+        """The first candidate that has not been said; more are asked for once, if the decoder may have more."""
+        for attempts in (self.rules.attempts, 8 * self.rules.attempts):
+            others = self.decoder.candidates(z_D[None], attempts, seed=seed)[0]
+            text = next((other for other in others if self._is_new(other)), None)
+            if text is not None or len(others) < attempts:
+                return text
+        return None
 
     def _is_new(self, text: str) -> bool:
         return bool(_key(text)) and _key(text) not in self.said

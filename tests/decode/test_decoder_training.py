@@ -1,4 +1,4 @@
-"""Decoder training: batches come from their index alone, losses fall, adapters come back as saved, decoders refuse what they cannot read."""
+"""Decoder training: batches come from their index alone, losses fall, adapters come back as saved, decoders refuse the unreadable."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_wrong_partners_are_refused(small_corpus: Corpus, trained: tuple[Path, P
     folder = str(trained[0])
     with pytest.raises(UserError, match="needed"):
         DecoderSource(encoder=small_corpus.encoder | {"sha256": "other"}, adapter=folder).load(["prefix"])
-    with pytest.raises(UserError, match="no shipped adapter|neither a folder"):
+    with pytest.raises(UserError, match="neither a folder"):
         DecoderSource(encoder=small_corpus.encoder, adapter="unheard-of").load(["prefix"])
     with pytest.raises(UserError, match="choose from"):
         DecoderSource(encoder=small_corpus.encoder).load(["guess"])
@@ -166,7 +166,7 @@ def test_noise_keeps_the_expected_length_and_its_share() -> None:
     assert abs(float(noisy_BD.norm(dim=1).mean()) - 1) < 0.05
     cosine = torch.nn.functional.cosine_similarity(noisy_BD, z_BD)
     assert 0.4 < float(cosine.min()) < 0.8 and float(cosine.max()) > 0.99
-    assert torch.equal(add_noise(z_BD, 0.0, torch.Generator().manual_seed(0)), z_BD)
+    torch.testing.assert_close(add_noise(z_BD, 0.0, torch.Generator().manual_seed(0)), z_BD)
 
 
 def test_spoken_before_is_the_sum_of_earlier_tokens() -> None:

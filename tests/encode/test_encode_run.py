@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -199,6 +201,8 @@ import sys
 if __name__ == "__main__":  # a worker imports this file too, and should not load pytest
     from pathlib import Path
     sys.path.insert(0, sys.argv[2])
+    import signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from test_encode_run import documents, encode
     encode(Path(sys.argv[1]), documents(150), encoder="stub-slow", workers=2)
 """
@@ -206,9 +210,7 @@ if __name__ == "__main__":  # a worker imports this file too, and should not loa
 
 def test_killed_at_any_moment_then_resumed_is_byte_identical(tmp_path: Path) -> None:
     encode(tmp_path / "unbroken", documents(150), encoder="stub-slow", workers=2)
-    script = tmp_path / "child.py"
-    script.write_text(_CHILD)
-    command = [sys.executable, str(script), str(tmp_path / "broken"), str(Path(__file__).parent)]
+    command = _child(tmp_path)
     kills = 0
     for wanted in (1, 10, 20):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -224,10 +226,8 @@ def test_killed_at_any_moment_then_resumed_is_byte_identical(tmp_path: Path) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
-    script = tmp_path / "child.py"
-    script.write_text(_CHILD)
-    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "c"), str(Path(__file__).parent)], stderr=subprocess.DEVNULL)
-    while not list((tmp_path / "c" / "shards").glob("*/done.json")):
+    process = subprocess.Popen(_child(tmp_path), stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "broken" / "shards").glob("*/done.json")):
         time.sleep(0.01)
     children = _children(process.pid)
     process.kill()
@@ -237,6 +237,33 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     while any(_alive(pid) for pid in children) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(_alive(pid) for pid in children)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
+    process = subprocess.Popen(_child(tmp_path), stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "broken" / "shards").glob("*/done.json")):
+        time.sleep(0.01)
+    for pid in _children(process.pid)[-2:]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1 and "a worker process died (out of memory?)" in errors and "finished shards are kept" in errors
+
+
+def test_interrupt_ends_at_once_and_unlocks(tmp_path: Path) -> None:
+    process = subprocess.Popen(_child(tmp_path), stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "broken" / "shards").glob("*/done.json")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors and not (tmp_path / "broken" / ".lock").exists()
+
+
+def _child(folder: Path) -> list[str]:
+    script = folder / "child.py"
+    script.write_text(_CHILD)
+    return [sys.executable, str(script), str(folder / "broken"), str(Path(__file__).parent)]
 
 
 def _children(parent: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_finished_rows_are_dropped_and_no_run_repeats(lm: FrozenLM) -> None:
     )
     assert len({len(row) for row in rows}) > 1 and max(map(len, rows)) < 40
     for row in rows:
-        pairs = list(zip(row, row[1:], strict=False))
+        pairs = list(pairwise(row))
         assert len(pairs) == len(set(pairs)) and lm.tokens.end_id not in row
 
 

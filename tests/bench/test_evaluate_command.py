@@ -1,0 +1,82 @@
+"""`lsm evaluate`: which documents are judged, what comes out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lsm.bench import evaluation
+from lsm.corpus.reader import Corpus
+from lsm.corpus.sampler import split_documents
+from lsm.files import write_json
+from lsm.latent.transformer import LatentTransformer
+
+
+def test_another_corpus_with_fitted_controls(
+    run_cli: Callable, tmp_path: Path, model_folder: Path, training_corpus: Path, held_out_corpus: Path
+) -> None:
+    where = tmp_path / "scores.json"
+    outcome = run_cli(
+        "evaluate", model_folder, "--corpus", held_out_corpus, "--train-corpus", training_corpus, "--json", where, "--plots", tmp_path,
+        "--resamples", 50, "--shuffled-positions", 3,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.stderr
+    assert "1 documents of" in outcome.stderr and "left out" in outcome.stderr
+    results = json.loads(where.read_text())["results"]
+    rows = {row["predictor"]: row for row in results["rows"]}
+    assert {"model", evaluation.ORDER_SHUFFLED, evaluation.OTHER_CONTEXT, "last vector", "running mean", "corpus mean", "ridge"} < set(rows)
+    assert rows["model"]["n_documents"] == 6 and rows[evaluation.ORDER_SHUFFLED]["n"] == 18
+    assert rows[evaluation.OTHER_CONTEXT]["recall_at_10"] < rows["model"]["recall_at_10"]
+    assert rows["corpus mean"]["effective_rank"] == pytest.approx(1, abs=1e-2)
+    first = results["differences"][0]
+    assert first["is_best_control"] and first["control"] == results["best_control"] and not first["control"].startswith("model")
+    low, high = first["intervals"]["mrr"]
+    assert low <= first["mrr"] <= high
+    assert (tmp_path / "next-sentence.png").stat().st_size > 1000
+    assert "recall" in outcome.stdout and "best control" in outcome.stdout
+
+
+def test_without_training_corpus_nothing_is_fitted(run_cli: Callable, model_folder: Path, held_out_corpus: Path, tmp_path: Path) -> None:
+    where = tmp_path / "scores.json"
+    outcome = run_cli("evaluate", model_folder, "--corpus", held_out_corpus, "--json", where, "--resamples", 0, "--limit-documents", 3)
+    assert outcome.code == 0, outcome.stderr
+    predictors = [row["predictor"] for row in json.loads(where.read_text())["results"]["rows"]]
+    assert "ridge" not in predictors and {"exponential mean 0.5", "exponential mean 0.7", "exponential mean 0.9"} < set(predictors)
+
+
+def test_the_training_corpus_is_judged_on_its_held_out_documents(model_folder: Path, training_corpus: Path, tmp_path: Path) -> None:
+    corpus = Corpus.open(training_corpus)
+    write_json(tmp_path / "run.json", {"inputs": {"corpus": corpus.fingerprint}, "settings": {"data": {"held_out_fraction": 0.3}}})
+    judged = evaluation.choose_documents(tmp_path, LatentTransformer.from_pretrained(model_folder), corpus, None, limit=None)
+    train, held_out = split_documents(corpus.doc_ids, 0.3)
+    assert judged.train is not None
+    assert list(judged.held_out.numbers) == held_out.tolist() and list(judged.train.numbers) == train.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--minimum-context", 500], "--minimum-context 500"), (["--limit-documents", 0], "--limit-documents 0"), (["--resamples", -1], "-1")],
+)
+def test_senseless_options_are_refused(
+    run_cli: Callable, model_folder: Path, held_out_corpus: Path, options: list[object], said: str
+) -> None:
+    outcome = run_cli("evaluate", model_folder, "--corpus", held_out_corpus, *options)
+    assert outcome.code == 2 and said in outcome.stderr and "Traceback" not in outcome.stderr
+
+
+def test_the_trained_documents_are_no_test(run_cli: Callable, model_folder: Path, training_corpus: Path) -> None:
+    outcome = run_cli("evaluate", model_folder, "--corpus", training_corpus, "--train-corpus", training_corpus)
+    assert outcome.code == 2 and "has not seen" in outcome.stderr
+
+
+def test_another_encoders_corpus_is_refused(run_cli: Callable, model_folder: Path, held_out_corpus: Path, tmp_path: Path) -> None:
+    config = json.loads((model_folder / "config.json").read_text())
+    config["encoder"]["sha256"] = "0" * 64
+    for file in model_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    outcome = run_cli("evaluate", tmp_path, "--corpus", held_out_corpus)
+    assert outcome.code == 2 and outcome.stderr.count("[") >= 2

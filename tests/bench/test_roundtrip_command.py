@@ -1,0 +1,90 @@
+"""`lsm roundtrip` from text and from a corpus, by every decoder, offline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lsm.bench import sample
+from lsm.corpus.reader import Corpus
+
+STUB = ("--encoder", "stub", "--independent", "stub")
+
+
+def test_text_through_two_decoders_and_their_controls(
+    run_cli: Callable, tmp_path: Path, training_corpus: Path, adapter_folder: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("The union is strong. The people keep the peace. Nobody has said this before, I think.")
+    where = tmp_path / "scores.json"
+    outcome = run_cli(
+        "roundtrip", tmp_path / "text.txt", *STUB, "--corpus", training_corpus, "--adapter", adapter_folder, "--limit", 2, "--json", where,
+        "--plots", tmp_path, "--resamples", 20, "--decoder", "retrieval,prefix",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.stderr
+    results = json.loads(where.read_text())["results"]
+    assert [row["label"] for row in results["rows"]] == ["retrieval", "prefix", "prefix, shuffled vector", "prefix, zero vector"]
+    for row in results["rows"]:
+        assert row["n"] == 2 and row["encoder"] == "stub" and row["domain"] == "text" and row["bytes_per_sentence"] == 128
+    assert len(results["texts"]) == 2 and {"text", "retrieval", "prefix"} <= set(results["texts"][0])
+    assert (tmp_path / "roundtrip.png").exists() and (tmp_path / "roundtrip-by-length.png").exists()
+    assert "tok:13a" in outcome.stdout
+
+
+def test_a_corpus_that_is_its_own_store_comes_back_whole(run_cli: Callable, tmp_path: Path, training_corpus: Path) -> None:
+    where = tmp_path / "scores.json"
+    outcome = run_cli(
+        "roundtrip", training_corpus, "--independent", "none", "--decoder", "retrieval", "--corpus", training_corpus, "--limit", 30,
+        "--json", where, "--show", 1,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.stderr
+    (row,) = json.loads(where.read_text())["results"]["rows"]
+    assert row["exact_match"] == 1 and row["cosine"] == pytest.approx(1, abs=1e-3) and row["cosine_independent"] is None
+
+
+def test_noise_costs_words(run_cli: Callable, tmp_path: Path, training_corpus: Path) -> None:
+    scores = []
+    for noise in (0, 4):
+        where = tmp_path / f"{noise}.json"
+        options = ("--independent", "none", "--decoder", "retrieval", "--corpus", training_corpus, "--limit", 30, "--noise", noise)
+        assert run_cli("roundtrip", training_corpus, *options, "--json", where, "--resamples", 0).code == 0
+        scores.append(json.loads(where.read_text())["results"]["rows"][0]["exact_match"])
+    assert scores[1] < scores[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--decoder", "magic"], "magic"),
+        (["--decoder", "retrieval"], "--index"),
+        (["--residual", "superposition"], "--residual superposition"),
+        (["--limit", "0"], "--limit 0"),
+        (["--noise", "-1"], "--noise -1"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(run_cli: Callable, training_corpus: Path, options: list[str], said: str) -> None:
+    outcome = run_cli("roundtrip", training_corpus, "--independent", "none", *options)
+    assert outcome.code == 2 and said in outcome.stderr and "Traceback" not in outcome.stderr
+
+
+def test_the_draw_is_seeded_distinct_and_in_order(training_corpus: Path) -> None:
+    corpus = Corpus.open(training_corpus)
+    drawn = sample.draw(sample.corpus_sentences(corpus), 25, seed=3)
+    again = sample.draw(sample.corpus_sentences(corpus), 25, seed=3)
+    other = sample.draw(sample.corpus_sentences(corpus), 25, seed=4)
+    assert drawn.texts == again.texts != other.texts
+    assert len(set(drawn.texts)) == 25 and (np.diff(drawn.document_N) >= 0).all() and drawn.document_N.min() == 0
+    assert len(sample.draw([["one.", "one.", "two."]], 10, seed=0).texts) == 2
+
+
+def test_an_endless_input_is_not_read_to_its_end() -> None:
+    def endless():
+        number = 0
+        while True:
+            yield [f"Sentence {number}-{k}." for k in range(10)]
+            number += 1
+
+    assert sample.draw(endless(), 4, seed=0).n_pool == 200

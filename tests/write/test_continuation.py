@@ -1,0 +1,197 @@
+"""Plan-then-write: as many sentences as asked for, none twice, plans turned away from what was read, re-encoded text enters the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lsm.write.continuation import RepetitionRules, continue_document, turn_away
+
+DIM = 8
+
+
+class LastVector:
+    """A latent transformer that predicts the last vector, turned a little each time."""
+
+    context = 16
+    config = SimpleNamespace(dim=DIM)
+    mask_vector = torch.zeros(DIM)
+
+    def __init__(self, turn: float) -> None:
+        self.turn = turn
+        self.seen: list[torch.Tensor] = []
+
+    def predict(self, z_BSD: torch.Tensor, document_BS: torch.Tensor | None = None) -> torch.Tensor:
+        self.seen.append(z_BSD[0, -1].clone())
+        turned = torch.roll(z_BSD, 1, dims=-1)
+        return torch.nn.functional.normalize(z_BSD + self.turn * turned, dim=-1)
+
+
+class Speaker:
+    """Words a vector by the place of its largest entry."""
+
+    name = "speaker"
+    encoder: dict[str, Any] = {}  # noqa: RUF012
+    encoder_calls_per_sentence = 0.0
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def decode(self, z_BD: np.ndarray, *, seed: int = 0) -> list[str]:
+        self.batches.append(len(z_BD))
+        return [f"Word {int(z.argmax())}." for z in z_BD]
+
+    def candidates(self, z_BD: np.ndarray, k: int, *, seed: int = 0) -> list[list[str]]:
+        return [[f"Word {int(place)}." for place in np.argsort(-z)[:k]] for z in z_BD]
+
+
+def start() -> np.ndarray:
+    return np.eye(DIM, dtype=np.float32)[:1]
+
+
+def test_all_sentences_are_worded_in_one_batch_and_none_twice() -> None:
+    speaker = Speaker()
+    heard: list[str] = []
+    written = continue_document(LastVector(0.5), start(), speaker, 5, read=["Word 0!"], on_sentence=heard.append)
+    assert speaker.batches == [5] and written.planned_ND is not None and written.planned_ND.shape == (5, DIM)
+    assert len(written.texts) == 5 == len(set(written.texts)) and heard == written.texts
+    assert "Word 0." not in written.texts and written.n_reworded > 0
+    np.testing.assert_allclose(np.linalg.norm(written.planned_ND, axis=1), 1, rtol=1e-5)
+
+
+def test_text_ends_when_nothing_new_can_be_said() -> None:
+    written = continue_document(
+        LastVector(0.0), start(), Speaker(), 30, rules=RepetitionRules(attempts=2, stop_after=3, largest_cosine=1.1), seed=1
+    )
+    assert len(written.texts) == DIM and written.n_left_out == 3 and written.plan_of_text == list(range(DIM))
+
+
+def test_re_encoded_text_is_what_is_read_next() -> None:
+    model, speaker = LastVector(0.5), Speaker()
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return np.eye(DIM, dtype=np.float32)[[int(text.split()[1][:-1]) for text in texts]]
+
+    written = continue_document(model, start(), speaker, 4, encode=encode)
+    assert speaker.batches == [1, 1, 1, 1]
+    for vector, text in zip(model.seen[1:], written.texts, strict=False):
+        np.testing.assert_array_equal(vector.numpy(), encode([text])[0])
+
+
+def test_turning_away_keeps_the_largest_cosine() -> None:
+    recent = [torch.eye(DIM)[0], torch.eye(DIM)[1]]
+    near = torch.nn.functional.normalize(torch.eye(DIM)[0] + 0.05 * torch.eye(DIM)[3], dim=0)
+    turned = turn_away(near, recent, 0.9, seed=0)
+    assert turned is not None
+    assert float(turned @ recent[0]) == pytest.approx(0.9, abs=1e-5) and float(turned[3]) > 0.4
+    same = turn_away(recent[0], recent, 0.9, seed=0)
+    assert same is not None and float(same @ recent[0]) == pytest.approx(0.9, abs=1e-5)
+    assert turn_away(torch.eye(DIM)[5], recent, 0.9, seed=0) is None and turn_away(near, [], 0.9, seed=0) is None
+
+
+DEEDS = [f"{deed} {place}" for deed in ("sleeps", "sings") for place in ("at home", "by the sea")]
+TEXT = " ".join(f"The {animal} {deed}." for animal in ("fox", "crow", "hare", "wolf") for deed in DEEDS)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, its stub corpus, index, latent run and adapter, all made through the command line."""
+    from lsm.cli import main
+
+    folder = tmp_path_factory.mktemp("workshop")
+    docs = folder / "docs"
+    docs.mkdir()
+    words = TEXT.split(". ")
+    for number in range(12):
+        (docs / f"{number:02d}.txt").write_text(". ".join(words[number:] + words[:number]).replace("..", ".") + "\n")
+    latent = folder / "latent.yaml"
+    latent.write_text(
+        "steps: 2\nthreads: 1\neval_every: 2\nsave_every: 2\noptimizer: {warmup_steps: 1}\nmodel: {hidden: 32, layers: 1, heads: 2, context: 16}\n"
+    )
+    commands: list[list[object]] = [
+        ["encode-corpus", docs, "--out", folder / "corpus", "--encoder", "stub", "--workers", 1, "--quiet"],
+        ["build-index", "--corpus", folder / "corpus", "--out", folder / "store", "--quiet"],
+        ["pretrain", "--corpus", folder / "corpus", "--out", folder / "run", "--config", latent, "--quiet"],
+        [
+            "train-decoder", "--corpus", folder / "corpus", "--out", folder / "adapter", "--quiet", "--threads", 1, "--steps", 10,
+            "--config", Path(__file__).parents[2] / "configs" / "decoder-tiny.yaml",
+        ],
+    ]  # fmt: skip
+    for command in commands:
+        assert main([str(part) for part in command]) == 0, command
+    return folder
+
+
+@pytest.mark.parametrize("decoder", ["retrieval", "prefix", "inversion"])
+def test_generate_continues_a_file(workshop: Path, run_cli: Callable[..., Any], tmp_path: Path, decoder: str) -> None:
+    out, report = tmp_path / "out.txt", tmp_path / "report.json"
+    prompt = workshop / "docs" / "03.txt"
+    result = run_cli(
+        "generate", workshop / "run", "--prompt", prompt, "--sentences", 3, "--decoder", decoder, "--index", workshop / "store",
+        "--adapter", workshop / "adapter", "--prompt-sentences", 4, "--out", out, "--json", report,
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    assert out.read_text().startswith(prompt.read_text()[:40])
+    if decoder == "retrieval":
+        said = result.stdout.splitlines()
+        assert len(said) == 3 == len(set(said)) and all(text in TEXT for text in said)
+    assert '"n_prompt_sentences": 4' in report.read_text()
+
+
+def test_generate_re_encodes_and_repeats_with_its_seed(workshop: Path, run_cli: Callable[..., Any]) -> None:
+    arguments = ("generate", workshop / "run", "--prompt", workshop / "docs" / "05.txt", "--prompt-sentences", 3, "--sentences", 4)
+    texts = [
+        run_cli(*arguments, "--decoder", "retrieval", "--corpus", workshop / "corpus", "--re-encode", "--quiet").stdout for _ in range(2)
+    ]
+    assert texts[0] == texts[1] and len(texts[0].splitlines()) == 4
+
+
+def test_invert_words_a_text_and_a_file(workshop: Path, run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    common = ("--encoder", "stub", "--index", workshop / "store", "--adapter", workshop / "adapter")
+    result = run_cli("invert", "--text", "The crow sings by the sea.", "--decoder", "retrieval", *common)
+    assert (result.code, result.stdout.strip()) == (0, "The crow sings by the sea."), result.stderr
+    from lsm.corpus.reader import Corpus
+
+    vectors = np.asarray(Corpus.open(workshop / "corpus").vectors(0))
+    np.save(tmp_path / "vectors.npy", vectors)
+    result = run_cli("invert", tmp_path / "vectors.npy", "--decoder", "prefix", "--limit", 3, *common)
+    assert result.code == 0 and len(result.stdout.split("\n")) == 4, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 64), np.float32), "vector 0 holds zeros only"),
+        (np.full((2, 64), np.nan, np.float32), "vector 0 holds NaN"),
+        (np.ones((2, 5), np.float32), r"shape \[2, 5\]"),
+        (np.ones((2, 64), np.int64), "floats of shape"),
+    ],
+)
+def test_invert_refuses_what_it_cannot_read(run_cli: Callable[..., Any], tmp_path: Path, array: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "bad.npy", array)
+    result = run_cli("invert", tmp_path / "bad.npy", "--encoder", "stub", "--adapter", "none")
+    assert result.code == 2 and len(result.stderr.splitlines()) == 1
+    import re
+
+    assert re.search(message, result.stderr), result.stderr
+
+
+def test_invert_and_generate_name_their_faults(workshop: Path, run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "pickled.npy").write_bytes(b"\x80\x04K\x01.")
+    for arguments, message in (
+        (("invert", "--encoder", "stub"), "either a .npy FILE or --text"),
+        (("invert", tmp_path / "nothing.npy", "--encoder", "stub"), "does not exist"),
+        (("invert", tmp_path / "pickled.npy", "--encoder", "stub"), "not a .npy file"),
+        (("generate", tmp_path, "--prompt", "-"), "holds no latent transformer"),
+        (("generate", workshop / "run", "--prompt", tmp_path / "nothing.txt"), "nothing.txt"),
+        (("build-index", "--corpus", tmp_path / "nothing", "--out", tmp_path / "x"), "does not exist"),
+        (("train-decoder", "--corpus", workshop / "corpus", "--out", tmp_path / "x", "--lm", "no-such-lm"), "no-such-lm"),
+    ):
+        result = run_cli(*arguments)
+        assert result.code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
