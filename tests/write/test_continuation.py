@@ -112,7 +112,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (docs / f"{number:02d}.txt").write_text(". ".join(words[number:] + words[:number]).replace("..", ".") + "\n")
     latent = folder / "latent.yaml"
     latent.write_text(
-        "steps: 2\nthreads: 1\neval_every: 2\nsave_every: 2\noptimizer: {warmup_steps: 1}\nmodel: {hidden: 32, layers: 1, heads: 2, context: 16}\n"
+        "steps: 2\nthreads: 1\neval_every: 2\nsave_every: 2\noptimizer: {warmup_steps: 1}\n"
+        "model: {hidden: 32, layers: 1, heads: 2, context: 16}\n"
     )
     commands: list[list[object]] = [
         ["encode-corpus", docs, "--out", folder / "corpus", "--encoder", "stub", "--workers", 1, "--quiet"],
