@@ -23,7 +23,7 @@ from lsm.lm.lora import attach_lora, detach_lora, has_lora
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Texts → vectors float32 [B, D] of the encoder whose vectors are decoded."""
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 128
 
 
 class Decoder(Protocol):
