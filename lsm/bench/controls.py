@@ -12,7 +12,7 @@ import numpy as np
 
 from lsm.bench.next_sentence import Predictor, measure
 
-DECAYS = (0.5, 0.7, 0.9)
+DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _RIDGE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 _TUNING_SENTENCES = 4000
 _RIDGE_SENTENCES = 200_000

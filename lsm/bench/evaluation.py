@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lsm.bench.controls import fit_controls, other_documents_context, shuffled_order, untuned_controls
+from lsm.bench.intervals import as_row
 from lsm.bench.next_sentence import Scoreboard, measure
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
@@ -94,7 +95,7 @@ def evaluate(
     judged: Judged,
     *,
     minimum_context: int = 3,
-    shuffled_positions: int = 8,
+    shuffled_positions: int = 1000,
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
     advance: Callable[[str], None] = lambda name: None,
@@ -122,7 +123,11 @@ def evaluate(
     predictors = {
         MODEL: predict,
         ORDER_SHUFFLED: shuffled_order(
-            predict_rows, context=model.context, positions=shuffled_positions, minimum_context=minimum_context, seed=seed
+            predict_rows,
+            context=model.context,
+            positions=-(-shuffled_positions // len(documents)),
+            minimum_context=minimum_context,
+            seed=seed,
         ),
         **({OTHER_CONTEXT: other_documents_context(predict, documents)} if len(documents) > 1 else {}),
         **controls,
@@ -162,8 +167,7 @@ def differences(board: Scoreboard, rows: Sequence[dict[str, Any]], *, resamples:
                 "compared": f"model − {other}" + (" (best control)" if other == best else ""),
                 "control": other,
                 "is_best_control": other == best,
-                **{metric: estimate.value for metric, estimate in estimates.items()},
-                "intervals": {metric: [estimate.low, estimate.high] for metric, estimate in estimates.items()},
+                **as_row(estimates),
                 "clear": {metric: estimate.clear_of_zero() for metric, estimate in estimates.items()},
             }
         )

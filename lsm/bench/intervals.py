@@ -5,7 +5,10 @@ Letters: N values (one a sentence), G documents, R resamples.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +27,12 @@ class Estimate:
     def clear_of_zero(self) -> bool:
         """True when the interval leaves zero out: of a paired difference, that the two really differ."""
         return self.low > 0 or self.high < 0
+
+
+def as_row(estimates: dict[str, Estimate]) -> dict[str, Any]:
+    """Estimates as entries of a scoreboard row: values by name, and under `intervals` [low, high]; what is not defined is None."""
+    values: dict[str, Any] = {name: _or_none(estimate.value) for name, estimate in estimates.items()}
+    return values | {"intervals": {name: [_or_none(estimate.low), _or_none(estimate.high)] for name, estimate in estimates.items()}}
 
 
 def draw(n_documents: int, resamples: int, seed: int) -> np.ndarray:
@@ -74,7 +83,7 @@ def median(values_N: np.ndarray, document_N: np.ndarray, drawn_RG: np.ndarray) -
     return _estimate(float(sorted_N[(len(sorted_N) - 1) // 2]), np.asarray(medians))
 
 
-def statistic(counts_GM: np.ndarray, drawn_RG: np.ndarray, function) -> Estimate:
+def statistic(counts_GM: np.ndarray, drawn_RG: np.ndarray, function: Callable[[np.ndarray], float]) -> Estimate:
     """A statistic of summed counts (such as corpus BLEU) with its interval.
 
     Args:
@@ -83,6 +92,10 @@ def statistic(counts_GM: np.ndarray, drawn_RG: np.ndarray, function) -> Estimate
     """
     resampled = [function(sums) for sums in drawn_RG @ counts_GM]
     return _estimate(float(function(counts_GM.sum(axis=0))), np.asarray(resampled, dtype=np.float64))
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _estimate(value: float, resampled: np.ndarray) -> Estimate:

@@ -74,9 +74,8 @@ class Scoreboard:
             "n_documents": len(np.unique(document_Q[answered])),
             "n": int(answered.sum()),
             "n_candidates": len(self.queries.candidates_CD),
-            **{metric: estimate.value for metric, estimate in estimates.items()},
             **self.spread[name],
-            "intervals": {metric: [estimate.low, estimate.high] for metric, estimate in estimates.items()},
+            **intervals.as_row(estimates),
         }
 
 

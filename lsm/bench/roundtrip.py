@@ -95,7 +95,9 @@ def measure(
         for vector, z_ND in _inputs(decoder, given_ND, seed, controls=controls):
             started = time.perf_counter()
             texts = [text.strip() for text in decoder.decode(z_ND, seed=seed)]
-            seconds = time.perf_counter() - started
+            seconds: float | None = time.perf_counter() - started
+            if vector == "zero":  # equal vectors, equal texts: one was decoded, so the time says nothing
+                texts, seconds = texts * len(sample.texts), None
             assert len(texts) == len(sample.texts), f"{decoder.name} gave {len(texts)} sentences for {len(sample.texts)} vectors"
             scores = text_metrics.score_texts(texts, sample.texts)
             cosine_N = cosines(_encode_written(encode, texts), sample.z_ND)
@@ -128,7 +130,7 @@ class _Measured:
     scores: TextScores
     cosine_N: np.ndarray
     independent_N: np.ndarray | None
-    decode_seconds: float
+    decode_seconds: float | None
     encoder_calls: float
 
     def row(self, inside_N: np.ndarray, drawn_RG: np.ndarray) -> dict[str, Any]:
@@ -147,12 +149,12 @@ class _Measured:
         np.add.at(counts_GM, document_N, self.scores.bleu_counts_NM[inside_N])
         estimates["bleu"] = intervals.statistic(counts_GM, drawn_RG, text_metrics.bleu_of)
         texts = [text for text, inside in zip(self.sample.texts, inside_N, strict=True) if inside]
-        seconds = self.decode_seconds + self.sample.encode_seconds
+        seconds = None if self.decode_seconds is None else self.decode_seconds + self.sample.encode_seconds
         return {
             "n": len(texts),
             "n_documents": len(np.unique(document_N)),
             "cosine_independent": None,
-            **{name: estimate.value for name, estimate in estimates.items()},
+            **intervals.as_row(estimates),
             "certified": None,
             "false_certificates": None,
             "bytes_per_sentence": self.sample.z_ND.shape[1] * self.sample.bytes_per_value,
@@ -160,10 +162,9 @@ class _Measured:
             "zstd_bytes": float(text_metrics.zstd_bytes(texts).mean()),
             "zstd_bytes_together": text_metrics.zstd_bytes_together(texts),
             "encoder_calls": self.encoder_calls,
-            "sentences_per_second": len(self.cosine_N) / max(seconds, 1e-9),
-            "decode_seconds_per_sentence": self.decode_seconds / len(self.cosine_N),
+            "sentences_per_second": None if seconds is None else len(self.cosine_N) / max(seconds, 1e-9),
+            "decode_seconds_per_sentence": None if self.decode_seconds is None else self.decode_seconds / len(self.cosine_N),
             "encode_seconds_per_sentence": self.sample.encode_seconds / len(self.cosine_N),
-            "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
         }
 
 
@@ -199,7 +200,7 @@ def _inputs(decoder: DecoderLike, given_ND: np.ndarray, seed: int, *, controls: 
     if controls and decoder.name != "retrieval":
         shift = 1 + seed % max(1, len(given_ND) - 1)  # a rotation leaves no vector in its place
         inputs.append(("shuffled", np.roll(given_ND, shift, axis=0)))
-        inputs.append(("zero", np.zeros_like(given_ND)))
+        inputs.append(("zero", np.zeros_like(given_ND[:1])))
     return inputs
 
 

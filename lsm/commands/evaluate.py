@@ -25,8 +25,8 @@ class Options(CommonOptions):
     """Judge on no more than so many documents."""
     minimum_context: int = 3
     """Sentences that must have been read before a prediction counts."""
-    shuffled_positions: int = 8
-    """Positions a document at which the model is tried with its context in shuffled order; each costs a pass."""
+    shuffled_positions: int = 1000
+    """Positions in all, spread over the documents, at which the model is tried with its context in shuffled order; each costs a row."""
     resamples: int = 1000
     """Bootstrap resamples of documents behind each 95 % interval; 0 = no intervals."""
     plots: Path | None = None

@@ -84,9 +84,9 @@ def _bars(
 
 
 def _error(row: dict[str, Any], key: str) -> tuple[float, float]:
-    low, high = (row.get("intervals") or {}).get(key, (float("nan"), float("nan")))
+    low, high = (row.get("intervals") or {}).get(key, (None, None))
     value = row.get(key)
-    if value is None or low != low or high != high:
+    if value is None or low is None or high is None:
         return 0.0, 0.0
     return max(0.0, value - low), max(0.0, high - value)
 

@@ -69,7 +69,7 @@ def cell(row: dict[str, Any], column: Column, *, with_interval: bool = True) -> 
     """A value as text, its interval behind it when the row has one."""
     text = _written(row.get(column.key), column.kind)
     interval = (row.get("intervals") or {}).get(column.key)
-    if with_interval and interval and all(math.isfinite(end) for end in interval):
+    if with_interval and interval and None not in interval:
         text += f" [{_written(interval[0], column.kind)}, {_written(interval[1], column.kind)}]"
     return text
 

@@ -21,7 +21,7 @@ def test_another_corpus_with_fitted_controls(
     where = tmp_path / "scores.json"
     outcome = run_cli(
         "evaluate", model_folder, "--corpus", held_out_corpus, "--train-corpus", training_corpus, "--json", where, "--plots", tmp_path,
-        "--resamples", 50, "--shuffled-positions", 3,
+        "--resamples", 50, "--shuffled-positions", 18,
     )  # fmt: skip
     assert outcome.code == 0, outcome.stderr
     assert "1 documents of" in outcome.stderr and "left out" in outcome.stderr

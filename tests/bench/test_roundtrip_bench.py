@@ -51,6 +51,7 @@ def test_a_perfect_decoder_scores_perfectly_and_its_controls_do_not(sample: Samp
     assert own["exact_match"] == 1 and own["bleu"] == pytest.approx(100) and own["token_f1"] == 1 and own["cosine"] == pytest.approx(1)
     assert own["cosine_independent"] == pytest.approx(1) and own["certified"] is None
     assert shuffled["vector"] == "shuffled" and shuffled["exact_match"] == 0 < shuffled["token_f1"]
+    assert zero["sentences_per_second"] is None and own["sentences_per_second"] > 0
     assert zero["vector"] == "zero" and zero["cosine"] == zero["bleu"] == zero["token_f1"] == 0
     assert own["bytes_per_sentence"] == 512 and own["utf8_bytes"] == np.mean([len(text) for text in TEXTS])
     assert own["intervals"]["exact_match"] == [1, 1] and shuffled["intervals"]["bleu"][0] <= shuffled["bleu"]

@@ -16,7 +16,7 @@ from lsm.report.plots import plot_next_sentence, plot_roundtrip, plot_roundtrip_
 PNG = b"\x89PNG"
 NEXT = [
     {"predictor": "model", "n": 1200, "recall_at_10": 0.5678, "median_rank": 7.0, "intervals": {"recall_at_10": [0.51, 0.62]}},
-    {"predictor": "last | vector", "n": 1200, "recall_at_10": 0.4, "median_rank": 11.0, "intervals": {"recall_at_10": [float("nan")] * 2}},
+    {"predictor": "last | vector", "n": 1200, "recall_at_10": 0.4, "median_rank": 11.0, "intervals": {"recall_at_10": [None, None]}},
 ]
 TRIP = [
     {"label": "prefix", "vector": "own", "length": "1–50", "n": 3, "exact_match": 0.1, "bleu": 12.34, "token_f1": 0.5, "cosine": 0.8,
