@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lsm.config import to_dict
 from lsm.corpus.reader import Corpus
-from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, split_documents, summary
+from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, permutation, split_documents, summary
 from lsm.errors import UserError
 from lsm.latent import objectives
 from lsm.latent.card import model_card
@@ -73,7 +73,8 @@ class Pretraining(Task):
         self.settings, self.seed, self.device = settings, seed, torch.device(device)
         self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}}
         train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
-        train = train[: settings.data.limit_documents]
+        # In a fixed random order, so that less data is not another domain.
+        train = np.sort(train[permutation(len(train), 0, 0)[: settings.data.limit_documents]])
         rows = max(1, settings.data.batch_sentences // settings.model.context)
         self.sampler = PackedSampler(source, train, context=settings.model.context, rows=rows, seed=seed)
         self.held_out = PackedSampler(source, held_out, context=settings.model.context, rows=rows)

@@ -113,7 +113,7 @@ class DataSettings:
     held_out_fraction: float = 0.05
     """Share of the documents (by the hash of their id) that is never trained on."""
     limit_documents: int | None = None
-    """Train on the first so many training documents only, for curves against data; None = all."""
+    """Train on so many training documents only (drawn in a fixed random order), for curves against data; None = all."""
     eval_sentences: int = 4096
     """Held-out sentences that the evaluations during training use."""
     context_dropout: float = 0.0
