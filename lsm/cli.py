@@ -46,6 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone: that is its right. Point stdout elsewhere so that the interpreter's last flush is quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except OSError as error:
+        # What no room has explained better: a plot, a log, a report that could not be written.
+        from lsm.files import refusal
+
+        line = refusal(error, error.filename or "the output", verb="use")
+        if line is None:
+            raise
+        print(f"lsm: {line}", file=sys.stderr)
+        return EXIT_USER_FAULT
     return code
 
 

@@ -41,6 +41,8 @@ def load_settings(kind: type[T], path: Path) -> T:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"config {path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"config {path} cannot be read ({error.strerror}); name a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     return settings_from(kind, raw or {}, origin=str(path))

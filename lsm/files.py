@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Raises `UserError` when the disk is full or the folder cannot be written; nothing is left behind then.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}; make it first or choose another name")
     with explained(path):
         try:
             with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
@@ -65,15 +68,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals (full disk, read-only folder) into a `UserError` naming `path`."""
+    """Turn the operating system's refusals (full disk, read-only folder) into a `UserError` naming `path`.
+
+    Also where a library reports them in words only (safetensors, faiss).
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"disk full while writing {path}; free some space and run the same command again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another folder or mend its permissions") from error
+    except UserError:
         raise
+    except Exception as error:
+        line = refusal(error, path)
+        if line is None:
+            raise
+        raise UserError(line) from error
+
+
+def refusal(error: Exception, path: Path | str, *, verb: str = "write") -> str | None:
+    """The line for a full disk or for a place that cannot be used; None for any other error."""
+    code = error.errno if isinstance(error, OSError) else None
+    words = str(error)
+    if code in (errno.ENOSPC, errno.EDQUOT) or (code is None and "No space left on device" in words):
+        return f"disk full while writing {path}; free some space and run the same command again"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"cannot {verb} {path}: {os.strerror(code)}; choose another folder or mend its permissions"
+    if code is None and (found := re.search(r"Permission denied|Read-only file system", words)):
+        return f"cannot {verb} {path}: {found[0]}; choose another folder or mend its permissions"
+    if code in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return f"cannot {verb} {path}: {os.strerror(code)}; choose another name"
+    return None
 
 
 def remove_leftovers(folder: Path) -> None:

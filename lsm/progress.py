@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Progress over `total` units (None = unknown), with rate and ETA.
+    """Progress over `total` units (None = unknown, or an estimate that may be passed), with rate and ETA.
 
     Use as a context manager and call `advance(n, note)`; `note` is a short text such as a loss.
     """
@@ -57,7 +57,8 @@ class Progress:
             return
         now = time.monotonic()
         if self._bar:
-            self._bar.update(self._task, completed=self.done, status=f"{self._rate(now)} {note}")
+            total = None if self.total is None else max(self.total, self.done)
+            self._bar.update(self._task, completed=self.done, total=total, status=f"{self._rate(now)} {note}")
         elif now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             say(self._line(now, note))
@@ -73,6 +74,7 @@ class Progress:
 
     def _line(self, now: float, note: str) -> str:
         elapsed = now - self._start
-        count = f"{self.done:,}" + (f"/{self.total:,}" if self.total else "")
-        eta = f", {duration(elapsed * (self.total - self.done) / max(self.done, 1))} left" if self.total else ""
+        total = self.total if self.total and self.done <= self.total else None  # the estimate was too low: silence is better than it
+        count = f"{self.done:,}" + (f"/{total:,}" if total else "")
+        eta = f", {duration(elapsed * (total - self.done) / max(self.done, 1))} left" if total else ""
         return f"{self.title}: {count} {self.unit}, {self._rate(now)}{eta}{'  ' + note if note else ''}"

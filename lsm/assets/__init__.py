@@ -1,5 +1,5 @@
 """Models and corpora by name: `resolve(name)` gives the files, from wherever they are."""
 
-from lsm.assets.cache import Asset, home, offline, resolve
+from lsm.assets.cache import Asset, home, local_path, offline, resolve
 
-__all__ = ["Asset", "home", "offline", "resolve"]
+__all__ = ["Asset", "home", "local_path", "offline", "resolve"]

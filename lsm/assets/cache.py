@@ -60,14 +60,20 @@ def resolve(name_or_path: str, *, quiet: bool = False) -> Asset:
     """
     if name_or_path in REGISTRY:
         return _resolve_registered(REGISTRY[name_or_path], quiet=quiet)
-    path = Path(name_or_path).expanduser()
-    if path.exists():
+    path = local_path(name_or_path)
+    if path is not None:
         return Asset(name=path.resolve().name, path=path, sha256=combined_sha256(hash_files(path)), source="local")
     if name_or_path.startswith(("/", "./", "../", "~")) or name_or_path.count("/") > 1:
         raise UserError(f"{name_or_path} does not exist")
     if "/" not in name_or_path:
         registered(name_or_path)
     return _resolve_hub(name_or_path, quiet=quiet)
+
+
+def local_path(name_or_path: str) -> Path | None:
+    """The file or folder that the name stands for by itself, unhashed; None when it is an asset's, a hub id, or nothing."""
+    path = Path(name_or_path).expanduser()
+    return path if name_or_path not in REGISTRY and path.exists() else None
 
 
 def combined_sha256(files: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
 from lsm.errors import UserError
 from lsm.files import read_json
+from lsm.latent.trained_on import read_trained_on, text_key
 from lsm.latent.transformer import LatentTransformer
 
 MODEL = "model"
@@ -56,38 +57,44 @@ class Judged:
 
 
 def choose_documents(run: Path, model: LatentTransformer, corpus: Corpus, train_corpus: Corpus | None, *, limit: int | None) -> Judged:
-    """The held-out documents of the run when `corpus` is what it was trained on, else all documents that it cannot have seen.
+    """The documents of `corpus` that the run was not trained on, and those that its controls may learn from.
+
+    When `corpus` is the very one of the run's training, its held-out documents are judged; of any other (grown since, or made apart) every
+    document is whose text is neither among those trained on nor among those that the controls learn from.
 
     Raises:
         UserError: a corpus of another encoder, or nothing left to judge on.
     """
     for opened in filter(None, (corpus, train_corpus)):
         opened.require_encoder(model.config.encoder)
-    record = _run_record(run)
-    trained_on, fraction = record.get("inputs", {}).get("corpus"), record.get("settings", {}).get("data", {}).get("held_out_fraction")
+    record, trained_on = _run_record(run), read_trained_on(run)
+    made_of, fraction = record.get("inputs", {}).get("corpus"), record.get("settings", {}).get("data", {}).get("held_out_fraction")
     notes = []
-    if trained_on == corpus.fingerprint:
-        train, held_out = split_documents(corpus.doc_ids, fraction)
-        train_documents: Documents | None = Documents(corpus, train.tolist())
-        notes.append(f"{corpus.path} is the training corpus: its {len(held_out)} held-out documents are judged")
-        numbers = held_out.tolist()
+    numbers = list(range(corpus.n_documents))
+    if fraction is not None and made_of == corpus.fingerprint:
+        numbers = split_documents(corpus.doc_ids, fraction)[1].tolist()
+        notes.append(f"{corpus.path} is the training corpus: its {len(numbers)} held-out documents are judged")
+    elif trained_on is None:
+        believed = "those of --train-corpus are taken for them" if train_corpus else "some of those judged may be among them"
+        notes.append(f"{run} does not say which documents it was trained on: {believed}")
+    source = train_corpus or corpus
+    keys = _keys(source)
+    if fraction is not None and made_of == source.fingerprint:
+        fitting = split_documents(source.doc_ids, fraction)[0].tolist()
     else:
-        numbers, train_documents = list(range(corpus.n_documents)), None
-        if train_corpus is not None:
-            if fraction is not None and trained_on == train_corpus.fingerprint:
-                train_numbers = split_documents(train_corpus.doc_ids, fraction)[0].tolist()
-            else:
-                train_numbers = list(range(train_corpus.n_documents))
-            train_documents = Documents(train_corpus, train_numbers)
-            numbers, seen = _unseen(corpus, numbers, train_documents)
-            if seen:
-                notes.append(f"{seen} documents of {corpus.path} are among the training documents and left out")
-        else:
-            notes.append("no --train-corpus: controls that must be fitted (corpus mean, ridge, choice of decay) are left out")
-    numbers = numbers[:limit]
-    if not numbers:
+        fitting = [doc for doc, key in enumerate(keys) if key in (trained_on or ())]
+    if train_corpus is not None and not fitting:
+        fitting = list(range(train_corpus.n_documents))
+    seen = (trained_on or set()) | {keys[doc] for doc in fitting}
+    judged_keys = _keys(corpus)
+    unseen = [doc for doc in numbers if judged_keys[doc] not in seen]
+    if len(unseen) < len(numbers):
+        notes.append(f"{len(numbers) - len(unseen)} documents of {corpus.path} are among the training documents and left out")
+    if not fitting:
+        notes.append("no --train-corpus: controls that must be fitted (corpus mean, ridge, choice of decay) are left out")
+    if not unseen:
         raise UserError(f"--corpus {corpus.path} holds no document that the run has not seen; encode others with lsm encode-corpus")
-    return Judged(Documents(corpus, numbers), train_documents, notes)
+    return Judged(Documents(corpus, unseen[:limit]), Documents(source, fitting) if fitting else None, notes)
 
 
 def evaluate(
@@ -182,10 +189,6 @@ def _run_record(run: Path) -> dict[str, Any]:
     return {}
 
 
-def _unseen(corpus: Corpus, numbers: Sequence[int], train: Documents) -> tuple[list[int], int]:
-    """Documents whose text is not among the training documents, and how many are."""
-    train_sums = train.corpus.documents["text_sha256"].to_pylist()
-    seen = {train_sums[doc] for doc in train.numbers}
-    sums = corpus.documents["text_sha256"].to_pylist()
-    unseen = [doc for doc in numbers if sums[doc] not in seen]
-    return unseen, len(numbers) - len(unseen)
+def _keys(corpus: Corpus) -> list[str]:
+    """`text_key` of every document."""
+    return [text_key(sha256) for sha256 in corpus.documents["text_sha256"].to_pylist()]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from lsm.config import CommonOptions
+from lsm.encode.settings import EncodeSettings
 
 
 @dataclass(kw_only=True)
@@ -35,9 +36,9 @@ class Options(CommonOptions):
     """Language of the sentence segmentation (ISO 639-1)."""
     segmenter: Literal["sentencex", "sat"] = "sentencex"
     """Who finds the sentence boundaries; sat needs the extra lsm[sat]."""
-    cap_characters: int = 200
+    cap_characters: int = EncodeSettings.cap_characters
     """Longer sentences are split at clause boundaries."""
-    shard_rows: int = 16384
+    shard_rows: int = EncodeSettings.shard_rows
     """Sentences a shard holds."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder; auto = bf16 where the hardware multiplies it natively."""
@@ -48,11 +49,11 @@ def run(options: Options) -> dict[str, Any]:
     from functools import partial
 
     from lsm.encode.encoder import encoder_info
-    from lsm.encode.plan import RunPlan, Stage, input_bytes, input_names
+    from lsm.encode.plan import RunPlan, Stage, input_names
     from lsm.encode.run import EncodeJob, encode_corpus
-    from lsm.encode.settings import EncodeSettings
     from lsm.errors import UserError
-    from lsm.text.readers import iter_documents
+    from lsm.progress import say
+    from lsm.text.readers import input_bytes, iter_documents
     from lsm.text.segment import segment
 
     if options.residual != "none":
@@ -63,6 +64,8 @@ def run(options: Options) -> dict[str, Any]:
         language=options.language, segmenter=options.segmenter, cap_characters=options.cap_characters, shard_rows=options.shard_rows
     )  # fmt: skip
     info = encoder_info(options.encoder, device=options.device, precision=options.precision)
+    if options.device not in ("auto", info.device):
+        say(f"--device {options.device} is ignored: encoder {options.encoder} runs on {info.device} ({info.why})")
     how = {"language": settings.language, "cap_characters": settings.cap_characters, "fits": info.fits}
     if settings.segmenter != "sentencex":
         how["segmenter"] = settings.segmenter
@@ -79,7 +82,7 @@ def run(options: Options) -> dict[str, Any]:
         expected_bytes=input_bytes(options.inputs),
         quiet=options.quiet,
     )
-    results = encode_corpus(job, iter_documents(options.inputs, limit=options.limit_documents))
+    results = encode_corpus(job, iter_documents(options.inputs, limit=options.limit_documents, note=partial(say, quiet=options.quiet)))
     print(_summary(results))
     return results
 

@@ -18,7 +18,7 @@ class Options(CommonOptions):
     model: Positional[Path]
     """Run of lsm pretrain, or a folder with a saved latent transformer."""
     corpus: Path
-    """Corpus to judge on: the held-out documents of the run's own training corpus, or all of another that are not in --train-corpus."""
+    """Corpus to judge on: of the run's own training corpus its held-out documents, of another all that the run was not trained on."""
     train_corpus: Path | None = None
     """Training corpus, when --corpus is another: controls that learn (ridge, corpus mean, decay) are fitted on it."""
     limit_documents: int | None = None

@@ -43,11 +43,11 @@ class Options(CommonOptions):
 
 def run(options: Options) -> dict[str, Any]:
     """Print the written sentences, one a line."""
-    from lsm.corpus.format import require_same_space
+    from lsm.corpus.format import encoder_line, same_space
     from lsm.decode.load import DecoderSource
     from lsm.encode.encoder import encoder_info, load_encoder
     from lsm.errors import UserError
-    from lsm.files import atomic_write
+    from lsm.files import atomic_write, fingerprint
     from lsm.latent.transformer import LatentTransformer
     from lsm.progress import duration, say
     from lsm.provenance import choose_device
@@ -62,8 +62,13 @@ def run(options: Options) -> dict[str, Any]:
     wanted = model.config.encoder
     encoder_name = options.encoder or wanted["name"]
     encoder = load_encoder(encoder_name, device=options.device)
-    require_same_space(encoder.fingerprint(), wanted, what=f"encoder {encoder_name}")
-    text = _read_prompt(options.prompt)
+    if not same_space(encoder.fingerprint(), wanted):
+        found = encoder.fingerprint()
+        raise UserError(
+            f"--encoder {encoder_name} is {encoder_line(found)} [{fingerprint(found)}], but the run {options.model} was trained on vectors "
+            f"of {encoder_line(wanted)} [{fingerprint(wanted)}]; give --encoder {wanted['name']}, or a folder with the same weights"
+        )
+    text = _read_prompt(options.prompt, quiet=options.quiet)
     fits = encoder_info(encoder_name, device=options.device).fits
     lead, sentences = segment(text, fits=fits)
     sentences = sentences[: options.prompt_sentences]
@@ -109,11 +114,13 @@ def run(options: Options) -> dict[str, Any]:
     }
 
 
-def _read_prompt(prompt: str) -> str:
+def _read_prompt(prompt: str, *, quiet: bool) -> str:
     import sys
+    from functools import partial
 
+    from lsm.progress import say
     from lsm.text.readers import iter_documents
 
     if prompt == "-":
         return sys.stdin.read()
-    return next(iter_documents([prompt], limit=1)).text
+    return next(iter_documents([prompt], limit=1, note=partial(say, quiet=quiet))).text

@@ -109,6 +109,8 @@ def _run(options: Options) -> dict[str, Any]:
     print("  config\n" + "\n".join("    " + line for line in config.splitlines()))
     results: dict[str, Any] = {"kind": "run", "finished": finished, "checkpoints": [folder.name for folder in steps], "last_metrics": last}
     for folder in [*steps, *([final] if finished else [])]:
+        if options.verify:
+            _compare_with_marker(folder, f"delete {folder} and run the training command of {path} again")
         for file in sorted(folder.glob("*.safetensors")):
             summary = _safetensors(file, read_all=options.verify)
             results.setdefault("tensors", {})[f"{folder.name}/{file.name}"] = summary
@@ -125,6 +127,8 @@ def _model(options: Options) -> dict[str, Any]:
 
     path = options.path
     config = read_json(path / "config.json") if (path / "config.json").exists() else {}
+    if options.verify:
+        _compare_with_marker(path, "copy it again, or make it again")
     print(f"model or adapter {path}")
     for line in json.dumps(config, indent=2, ensure_ascii=False).splitlines():
         print("  " + line)
@@ -134,6 +138,17 @@ def _model(options: Options) -> dict[str, Any]:
         print(f"  {file.name}: {summary['parameters']:,} numbers in {summary['tensors']} tensors, {summary['bytes'] / 2**20:.1f} MiB")
     print("  whole: " + ("yes: every tensor is complete and finite" if options.verify else "not checked; --verify reads everything"))
     return results
+
+
+def _compare_with_marker(folder: Path, way_out: str) -> None:
+    """Every file against the sha256 that the marker records, where there is a marker."""
+    from lsm.files import DONE_MARKER, read_json, sha256_file
+
+    if not (folder / DONE_MARKER).exists():
+        return
+    for name, sha256 in read_json(folder / DONE_MARKER).get("sha256", {}).items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
+            raise UserError(f"{folder / name} is missing or differs from its hash in {DONE_MARKER} (truncated or changed); {way_out}")
 
 
 def _safetensors(file: Path, *, read_all: bool) -> dict[str, Any]:

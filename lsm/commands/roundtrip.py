@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from lsm.config import CommonOptions
+from lsm.encode.settings import EncodeSettings
 
 if TYPE_CHECKING:
     from lsm.bench.roundtrip import RoundTrip, Sample
@@ -47,7 +48,7 @@ class Options(CommonOptions):
     """Also give each generative decoder shuffled vectors and zeros."""
     domain: str | None = None
     """What the rows call the kind of text; default: the name of INPUT."""
-    cap_characters: int = 200
+    cap_characters: int = EncodeSettings.cap_characters
     """Longer sentences are split at clause boundaries (when INPUT is text)."""
     resamples: int = 1000
     """Bootstrap resamples of documents behind each 95 % interval; 0 = no intervals."""
@@ -142,13 +143,14 @@ def _draw(options: Options, corpus: Any, encoder: SentenceEncoder) -> Drawn:
     from functools import partial
 
     from lsm.bench import sample
+    from lsm.progress import say
     from lsm.text.readers import iter_documents
     from lsm.text.segment import segment
 
     if corpus:
         return sample.draw(sample.corpus_sentences(corpus), options.limit, seed=options.seed)
     cut = partial(segment, cap_characters=options.cap_characters, fits=getattr(encoder, "fits", None))
-    documents = (document.text for document in iter_documents([options.input]))
+    documents = (document.text for document in iter_documents([options.input], note=partial(say, quiet=options.quiet)))
     return sample.draw(sample.segmented(documents, cut), options.limit, seed=options.seed)
 
 

@@ -110,12 +110,13 @@ def choose_precision(device: str, precision: Precision) -> tuple[Any, str, str]:
 
 def find_model(name: str) -> tuple[Path, str]:
     """Where the files of an encoder are, and the name to record for it (a local folder's own name, never its path)."""
-    if Path(name).exists():
-        path, label = Path(name), Path(name).resolve().name
-    else:
-        from lsm.assets import resolve
+    from lsm.assets import local_path, resolve
 
-        path, label = Path(resolve(name).path), name
+    path, label = local_path(name), name
+    if path is not None:
+        label = path.resolve().name
+    else:
+        path = resolve(name).path
     if not path.is_dir():
         raise UserError(f"--encoder {name}: {path.name} is a file; name a folder that holds a sentence-transformers or transformers model")
     return path, label

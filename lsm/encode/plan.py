@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,9 +18,6 @@ Resume = Literal["auto", "never", "must"]
 
 WINDOW_ROWS = 2048
 """Most sentences encoded as one task: length-sorted together, spread over the workers (4096 is no faster, 512 is 10 % slower)."""
-
-_COMPRESSED = {".gz": 2.7, ".zst": 3.0, ".parquet": 1.8}
-"""Text bytes per file byte, roughly, for the estimate of time."""
 
 
 @dataclass
@@ -105,20 +101,3 @@ def windows(n_rows: int, window_rows: int) -> list[slice]:
 def input_names(inputs: Sequence[str]) -> list[str]:
     """Inputs as recorded: file and folder names without where they lie, recipe and hub names as they are."""
     return [Path(item).name if Path(item).exists() or "*" in item else item for item in inputs]
-
-
-def input_bytes(inputs: Sequence[str]) -> int | None:
-    """Estimated bytes of text in local inputs; None when one of them is not local."""
-    total = 0.0
-    for item in inputs:
-        path = Path(item)
-        if path.is_dir():
-            files = [file for file in path.rglob("*") if file.is_file()]
-        elif path.is_file():
-            files = [path]
-        else:
-            files = [Path(name) for name in glob.glob(item, recursive=True)]  # noqa: PTH207 (absolute patterns)
-            if not files:
-                return None
-        total += sum(file.stat().st_size * _COMPRESSED.get(file.suffix, 1.0) for file in files)
-    return int(total)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from lsm.corpus import format as layout
-from lsm.corpus.lock import LOCK, only_writer
 from lsm.corpus.writer import read_done, write_manifest, write_shard
 from lsm.encode.cut import CutShard, Cutter, DocumentLike, Segment, finished_documents
 from lsm.encode.encoder import EncodedBatch, EncoderInfo, Precision
@@ -27,6 +26,7 @@ from lsm.encode.plan import Resume, RunPlan, Stage, windows
 from lsm.encode.worker import EncodingPool, WorkerDied
 from lsm.errors import UserError
 from lsm.files import TEMPORARY_SUFFIX, read_json, remove_leftovers
+from lsm.lock import LOCK, only_writer
 from lsm.progress import Progress, duration, say
 
 GPU_WORKERS = 2

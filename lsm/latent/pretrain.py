@@ -5,7 +5,7 @@ Shape letters: B rows, S sentences, D vector width, N queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lsm.latent.card import model_card
 from lsm.latent.evaluation import evaluate_batches
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.settings import PretrainSettings
+from lsm.latent.trained_on import write_trained_on
 from lsm.latent.transformer import LatentConfig, LatentTransformer
 from lsm.training.loop import step_seed
 from lsm.training.task import Task
@@ -53,6 +54,9 @@ class LatentBatch:
 class Pretraining(Task):
     """The latent transformer, a corpus' training documents, and the weighted sum of objectives.
 
+    Args:
+        text_sha256: of every document's text, to record which ones are trained on; None where there is no text.
+
     Raises:
         UserError: too few documents to train on and hold out.
     """
@@ -67,6 +71,7 @@ class Pretraining(Task):
         dim: int,
         encoder: dict[str, Any] | None = None,
         corpus_fingerprint: str = "",
+        text_sha256: Sequence[str] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -75,6 +80,7 @@ class Pretraining(Task):
         train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
         # In a fixed random order, so that less data is not another domain.
         train = np.sort(train[permutation(len(train), 0, 0)[: settings.data.limit_documents]])
+        self._trained_on = [text_sha256[doc] for doc in train] if text_sha256 is not None else None
         rows = max(1, settings.data.batch_sentences // settings.model.context)
         self.sampler = PackedSampler(source, train, context=settings.model.context, rows=rows, seed=seed)
         self.held_out = PackedSampler(source, held_out, context=settings.model.context, rows=rows)
@@ -102,7 +108,14 @@ class Pretraining(Task):
         """The task on a corpus folder."""
         corpus = Corpus.open(path)
         return cls(
-            corpus, settings, dim=corpus.dim, encoder=corpus.encoder, corpus_fingerprint=corpus.fingerprint, seed=seed, device=device
+            corpus,
+            settings,
+            dim=corpus.dim,
+            encoder=corpus.encoder,
+            corpus_fingerprint=corpus.fingerprint,
+            text_sha256=corpus.documents["text_sha256"].to_pylist(),
+            seed=seed,
+            device=device,
         )
 
     def batch(self, index: int) -> LatentBatch:
@@ -121,11 +134,13 @@ class Pretraining(Task):
         return evaluate_batches(self._held_out_predictions())
 
     def save_final(self, folder: Path) -> None:
-        """The loadable model with its card."""
+        """The loadable model with its card, and the list of the documents it was trained on."""
         training = {"steps": self.settings.steps, "seed": self.seed} | {f"training {k}": v for k, v in summary(self.sampler).items()}
         training |= {f"objective {name}": value for name, value in to_dict(self.settings.objectives).items()}
         card = model_card(self.model, training=training, evaluation=self.evaluate())
         self.model.save_pretrained(folder, card)
+        if self._trained_on is not None:
+            write_trained_on(folder, self._trained_on)
 
     def fingerprint(self) -> dict[str, Any]:
         """Corpus and encoder."""

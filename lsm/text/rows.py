@@ -15,6 +15,7 @@ from lsm.text.documents import Document
 from lsm.text.inputs import InputFile
 
 _BATCH_ROWS = 64
+_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +138,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         stream: Any = io.BufferedReader(pa.CompressedInputStream(raw, compression), 2**20) if compression else raw
         number = 0
         try:
+            refuse_other_formats(stream.peek(_HEAD_BYTES), str(path))
             while line := stream.readline(LINE_LIMIT_BYTES + 1):
                 number += 1
-                if number == 1:
-                    refuse_other_formats(line, str(path))
                 if len(line) > LINE_LIMIT_BYTES:
                     limit = LINE_LIMIT_BYTES // 2**20
                     raise UserError(f"{path}:{number} is longer than {limit} MiB; JSONL wants one row a line, so split that document")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +11,7 @@ from torch import Tensor
 
 from lsm.config import to_dict, to_yaml
 from lsm.errors import UserError
-from lsm.files import DONE_MARKER, atomic_folder, atomic_write, fingerprint, read_json, remove_leftovers, sha256_file, write_json
+from lsm.files import DONE_MARKER, atomic_folder, atomic_write, fingerprint, read_json, sha256_file, write_json
 from lsm.training.settings import TrainingSettings
 
 Resume = Literal["auto", "never", "must"]
@@ -44,7 +41,6 @@ def open_run(out: Path, settings: TrainingSettings, inputs: dict[str, Any], *, s
                 f"{out} was started with other settings or data (fingerprint {before.get('fingerprint')}, now {described['fingerprint']}): "
                 f"{_differences(before, described)}; give another --out, or repeat the settings in {out / 'config.yaml'}"
             )
-        remove_leftovers(out)
         return
     if resume == "must":
         raise UserError(f"--resume must: {out} holds no run; leave the option out to start one")
@@ -54,25 +50,6 @@ def open_run(out: Path, settings: TrainingSettings, inputs: dict[str, Any], *, s
     with atomic_write(out / "config.yaml", "w") as handle:
         handle.write(to_yaml(settings))
     write_json(record, described)
-
-
-@contextmanager
-def locked(folder: Path) -> Generator[None, None, None]:
-    """Hold `folder` for this process; `UserError` when another process is at work in it."""
-    try:
-        import fcntl
-    except ImportError:  # no such lock on this system: two trainings into one folder are then the user's to avoid
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is training into {folder}; wait for it or give another --out") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def save_checkpoint(out: Path, step: int, tensors: dict[str, dict[str, Tensor]], *, keep: int) -> Path:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from lsm.errors import UserError
-from lsm.files import DONE_MARKER, atomic_folder
+from lsm.files import DONE_MARKER, atomic_folder, explained, remove_leftovers
+from lsm.lock import only_writer
 from lsm.progress import Progress, duration, say
 from lsm.provenance import fast_dtype
-from lsm.training.checkpoint import FINAL, Resume, latest_checkpoint, load_checkpoint, locked, mark_done, open_run, save_checkpoint
+from lsm.training.checkpoint import FINAL, Resume, latest_checkpoint, load_checkpoint, mark_done, open_run, save_checkpoint
 from lsm.training.metrics import MetricsLog, plot_loss, read_metrics
 from lsm.training.optimizer import (
     AveragedWeights,
@@ -54,7 +55,8 @@ class Trainer:
 
     def train(self) -> dict[str, Any]:
         """Train to the last step; returns `steps`, `steps_now`, `elapsed_seconds`, `parameters` and the last `evaluation`."""
-        with locked(self.out):
+        with only_writer(self.out), explained(self.out):
+            remove_leftovers(self.out)
             start = self._load()
             if (self.out / FINAL / DONE_MARKER).exists():
                 say(f"{self.out} is finished: nothing to do", quiet=self.quiet)

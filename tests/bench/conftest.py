@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,6 +46,16 @@ def write_documents(path: Path, documents: list[list[str]], first: int) -> Path:
     vectors = encoder.encode([text for texts in documents for text in texts]).vectors
     write_corpus(path, segmented, vectors, encoder.fingerprint())
     return path
+
+
+@pytest.fixture
+def write_made_up(tmp_path: Path) -> Callable[[Iterable[int], int], Path]:
+    """`write_made_up(numbers, first_id)` writes a corpus of the made-up documents of these numbers, with ids from `first_id` on."""
+
+    def write(numbers: Iterable[int], first_id: int) -> Path:
+        return write_documents(tmp_path / "made-up", [made_up_documents(number, number + 1)[0] for number in numbers], first_id)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from lsm.bench import evaluation
+from lsm.config import settings_from
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
 from lsm.files import write_json
+from lsm.latent.pretrain import Pretraining
+from lsm.latent.settings import PretrainSettings
+from lsm.latent.trained_on import read_trained_on
 from lsm.latent.transformer import LatentTransformer
 
 
@@ -44,6 +49,7 @@ def test_without_training_corpus_nothing_is_fitted(run_cli: Callable, model_fold
     outcome = run_cli("evaluate", model_folder, "--corpus", held_out_corpus, "--json", where, "--resamples", 0, "--limit-documents", 3)
     assert outcome.code == 0, outcome.stderr
     predictors = [row["predictor"] for row in json.loads(where.read_text())["results"]["rows"]]
+    assert "does not say which documents it was trained on" in outcome.stderr
     assert "ridge" not in predictors and {"exponential mean 0.5", "exponential mean 0.7", "exponential mean 0.9"} < set(predictors)
 
 
@@ -54,6 +60,36 @@ def test_the_training_corpus_is_judged_on_its_held_out_documents(model_folder: P
     train, held_out = split_documents(corpus.doc_ids, 0.3)
     assert judged.train is not None
     assert list(judged.held_out.numbers) == held_out.tolist() and list(judged.train.numbers) == train.tolist()
+
+
+def test_a_grown_corpus_is_judged_without_what_the_run_was_trained_on(
+    training_corpus: Path, tmp_path: Path, write_made_up: Callable
+) -> None:
+    raw = {"model": {"context": 8, "hidden": 16, "layers": 1, "heads": 2}, "data": {"held_out_fraction": 0.3, "batch_sentences": 64}}
+    settings = settings_from(PretrainSettings, raw, origin="test")
+    task = Pretraining.on_corpus(training_corpus, settings, seed=0, device=torch.device("cpu"))
+    (tmp_path / "final").mkdir()
+    task.save_final(tmp_path / "final")
+    corpus = Corpus.open(training_corpus)
+    train, held_out = split_documents(corpus.doc_ids, 0.3)
+    sums = corpus.documents["text_sha256"].to_pylist()
+    assert read_trained_on(tmp_path) == read_trained_on(tmp_path / "final") == {sums[doc][:16] for doc in train}
+    # Other ids, twice the documents: neither ids nor the corpus' fingerprint tell what was trained on.
+    grown = Corpus.open(write_made_up(range(48), 1000))
+    judged = evaluation.choose_documents(tmp_path, task.model, grown, None, limit=None)
+    assert list(judged.held_out.numbers) == [*held_out, *range(24, 48)]
+    assert judged.train is not None and list(judged.train.numbers) == train.tolist()
+    assert any(f"{len(train)} documents" in note and "left out" in note for note in judged.notes)
+
+
+def test_a_copy_of_a_training_document_is_not_judged_even_where_it_is_held_out(
+    model_folder: Path, tmp_path: Path, write_made_up: Callable
+) -> None:
+    corpus = Corpus.open(write_made_up([*range(20)] * 2, 0))
+    write_json(tmp_path / "run.json", {"inputs": {"corpus": corpus.fingerprint}, "settings": {"data": {"held_out_fraction": 0.3}}})
+    judged = evaluation.choose_documents(tmp_path, LatentTransformer.from_pretrained(model_folder), corpus, None, limit=None)
+    train, held_out = (set((numbers % 20).tolist()) for numbers in split_documents(corpus.doc_ids, 0.3))
+    assert train & held_out and {doc % 20 for doc in judged.held_out.numbers} == held_out - train
 
 
 @pytest.mark.parametrize(

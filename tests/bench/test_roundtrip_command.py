@@ -34,6 +34,22 @@ def test_text_through_two_decoders_and_their_controls(
     assert "tok:13a" in outcome.stdout
 
 
+def test_inversion_keeps_the_nearest_of_all_attempts(
+    run_cli: Callable, tmp_path: Path, training_corpus: Path, adapter_folder: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("The union is strong. The people keep the peace.")
+    where = tmp_path / "scores.json"
+    outcome = run_cli(
+        "roundtrip", tmp_path / "text.txt", "--encoder", "stub", "--independent", "none", "--corpus", training_corpus,
+        "--adapter", adapter_folder, "--decoder", "retrieval,prefix,inversion", "--no-controls", "--resamples", 0, "--json", where,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.stderr
+    rows = {row["label"]: row for row in json.loads(where.read_text())["results"]["rows"]}
+    assert list(rows) == ["retrieval", "prefix", "inversion"]
+    assert rows["inversion"]["encoder_calls"] == 8 and rows["prefix"]["encoder_calls"] == 0
+    assert rows["inversion"]["cosine"] >= max(rows["retrieval"]["cosine"], rows["prefix"]["cosine"]) - 1e-6 > 0
+
+
 def test_a_corpus_that_is_its_own_store_comes_back_whole(run_cli: Callable, tmp_path: Path, training_corpus: Path) -> None:
     where = tmp_path / "scores.json"
     outcome = run_cli(

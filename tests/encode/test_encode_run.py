@@ -17,13 +17,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lsm.corpus.lock import only_writer
 from lsm.corpus.reader import Corpus
 from lsm.encode.encoder import encoder_info, load_encoder
 from lsm.encode.plan import RunPlan, Stage
 from lsm.encode.run import EncodeJob, encode_corpus
 from lsm.encode.settings import EncodeSettings
 from lsm.errors import UserError
+from lsm.lock import only_writer
 
 
 @dataclass

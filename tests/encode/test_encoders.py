@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsm.encode.encoder import encoder_info, load_encoder
+from lsm.encode.encoder import encoder_info, find_model, load_encoder
 from lsm.encode.model_folder import ModelFolder
 from lsm.encode.plan import RunPlan, windows
 from lsm.encode.settings import EncodeSettings
@@ -93,6 +93,14 @@ def test_what_a_model_folder_says(tmp_path: Path) -> None:
 def test_odd_models_go_through_sentence_transformers(tmp_path: Path) -> None:
     model = ModelFolder.read(folder(tmp_path, modules=["Transformer", "Pooling", "Dense"], pooling_mode_max_tokens=True), "m")
     assert model.why_not_fast is not None and "Dense" in model.why_not_fast and "max pooling" in model.why_not_fast
+
+
+def test_a_registered_name_wins_over_a_folder_of_that_name(tmp_path: Path, empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("minilm").mkdir()
+    assert find_model("./minilm") == (Path("minilm"), "minilm")
+    with pytest.raises(UserError, match="minilm is not in the cache"):
+        find_model("minilm")
 
 
 def test_what_is_no_encoder(tmp_path: Path) -> None:

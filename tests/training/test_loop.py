@@ -12,7 +12,7 @@ from torch import nn
 
 from lsm.errors import UserError
 from lsm.files import sha256_file
-from lsm.training.checkpoint import locked
+from lsm.lock import only_writer
 from lsm.training.loop import Trainer, step_generator, step_seed
 from lsm.training.metrics import read_metrics
 from lsm.training.settings import OptimizerSettings, TrainingSettings
@@ -201,7 +201,7 @@ def test_accumulation_equals_one_larger_batch(tmp_path: Path) -> None:
 def test_two_trainings_into_one_folder(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     trainer = Trainer(Regression(), settings(), tmp_path / "run", quiet=True)
-    with locked(tmp_path / "run"), pytest.raises(UserError, match="another process"):
+    with only_writer(tmp_path / "run"), pytest.raises(UserError, match="another process"):
         trainer.train()
 
 
