@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lsm import __version__
 from lsm.commands import VERBS
 from lsm.errors import UserError
+from lsm.progress import silenced
 
 if TYPE_CHECKING:
     from lsm.config import CommonOptions
@@ -94,7 +95,8 @@ def run_verb(name: str, arguments: list[str]) -> int:
     if options.json and (options.json.is_dir() or not options.json.parent.is_dir()):
         raise UserError(f"--json {options.json}: give a file in a folder that exists")
     start = time.monotonic()
-    results: dict[str, Any] = module.run(options)
+    with silenced(options.quiet):
+        results: dict[str, Any] = module.run(options)
     if options.json:
         from lsm.files import write_json
         from lsm.provenance import report

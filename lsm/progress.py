@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 LINE_EVERY_SECONDS = 10.0
 
 
+_silenced = False
+
+
+@contextmanager
+def silenced(silent: bool) -> Iterator[None]:
+    """Within it `say` prints nothing when `silent`: `--quiet` reaches rooms (assets, readers) that are not handed the options."""
+    global _silenced
+    before, _silenced = _silenced, silent
+    try:
+        yield
+    finally:
+        _silenced = before
+
+
 def say(message: str, *, quiet: bool = False) -> None:
     """Print one line of a plan or a result on stderr (stdout is kept for what a command makes)."""
-    if not quiet:
+    if not (quiet or _silenced):
         print(message, file=sys.stderr, flush=True)
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 DOCUMENT_BYTES = 50_000
 PARAGRAPH_SENTENCES = 7
@@ -113,7 +114,7 @@ def distinct_sentences() -> Iterator[str]:
             yield f"{one} {number} {other}."
 
 
-def watch(command: list[str]) -> tuple[dict[str, float | int | list[float]], float, int]:
+def watch(command: list[str]) -> tuple[dict[str, Any], float, int]:
     """Run the command; peaks of its process tree, wall time, exit code."""
     begin = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -82,7 +82,7 @@ def run(options: Options) -> dict[str, Any]:
         expected_bytes=input_bytes(options.inputs),
         quiet=options.quiet,
     )
-    results = encode_corpus(job, iter_documents(options.inputs, limit=options.limit_documents, note=partial(say, quiet=options.quiet)))
+    results = encode_corpus(job, iter_documents(options.inputs, limit=options.limit_documents))
     print(_summary(results))
     return results
 

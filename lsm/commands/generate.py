@@ -68,7 +68,7 @@ def run(options: Options) -> dict[str, Any]:
             f"--encoder {encoder_name} is {encoder_line(found)} [{fingerprint(found)}], but the run {options.model} was trained on vectors "
             f"of {encoder_line(wanted)} [{fingerprint(wanted)}]; give --encoder {wanted['name']}, or a folder with the same weights"
         )
-    text = _read_prompt(options.prompt, quiet=options.quiet)
+    text = _read_prompt(options.prompt)
     fits = encoder_info(encoder_name, device=options.device).fits
     lead, sentences = segment(text, fits=fits)
     sentences = sentences[: options.prompt_sentences]
@@ -114,13 +114,11 @@ def run(options: Options) -> dict[str, Any]:
     }
 
 
-def _read_prompt(prompt: str, *, quiet: bool) -> str:
+def _read_prompt(prompt: str) -> str:
     import sys
-    from functools import partial
 
-    from lsm.progress import say
     from lsm.text.readers import iter_documents
 
     if prompt == "-":
         return sys.stdin.read()
-    return next(iter_documents([prompt], limit=1, note=partial(say, quiet=quiet))).text
+    return next(iter_documents([prompt], limit=1)).text

@@ -143,14 +143,13 @@ def _draw(options: Options, corpus: Any, encoder: SentenceEncoder) -> Drawn:
     from functools import partial
 
     from lsm.bench import sample
-    from lsm.progress import say
     from lsm.text.readers import iter_documents
     from lsm.text.segment import segment
 
     if corpus:
         return sample.draw(sample.corpus_sentences(corpus), options.limit, seed=options.seed)
     cut = partial(segment, cap_characters=options.cap_characters, fits=getattr(encoder, "fits", None))
-    documents = (document.text for document in iter_documents([options.input], note=partial(say, quiet=options.quiet)))
+    documents = (document.text for document in iter_documents([options.input]))
     return sample.draw(sample.segmented(documents, cut), options.limit, seed=options.seed)
 
 
