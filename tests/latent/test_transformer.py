@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from rotary_embedding_torch import RotaryEmbedding, apply_rotary_emb
 
 from lsm.errors import UserError
-from lsm.latent.anchor import exponential_mean
+from lsm.latent.anchor import BEST_DECAY, exponential_mean
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.rollout import rollout
 from lsm.latent.settings import ModelSettings
@@ -41,10 +41,10 @@ def vectors(*shape: int) -> torch.Tensor:
 def test_untrained_model_is_its_anchor() -> None:
     z_BSD = vectors(2, 8)
     causal_BSS = torch.ones(2, 8, 8).tril().bool()
-    expected = exponential_mean(z_BSD, causal_BSS, 0.7)
+    expected = exponential_mean(z_BSD, causal_BSS, BEST_DECAY)
     torch.testing.assert_close(model(trained=False)(z_BSD), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model(trained=False, anchor="last")(z_BSD), z_BSD)
-    direct = sum(0.7 ** (3 - t) * z_BSD[:, t] for t in range(4)) / sum(0.7 ** (3 - t) for t in range(4))
+    direct = sum(BEST_DECAY ** (3 - t) * z_BSD[:, t] for t in range(4)) / sum(BEST_DECAY ** (3 - t) for t in range(4))
     torch.testing.assert_close(expected[:, 3], direct)
     assert model(trained=False, anchor="none")(z_BSD).norm(dim=-1).min() > 0
 
