@@ -41,18 +41,18 @@ def split_clauses(text: str, cap_characters: int, fits: Callable[[str], bool] | 
         cap_characters: the longest piece, in code points.
         fits: a further limit, such as an encoder's tokens; called once for each piece that keeps to the cap.
     """
-    todo = [(0, len(text))]
-    while todo:
-        start, stop = todo.pop()
+    pending = [(0, len(text))]
+    while pending:
+        start, stop = pending.pop()
         length = stop - start
         if length > cap_characters:
             end, following = _cut(text, start, stop, cap_characters)
-            todo.append((following, stop))
-            todo.append((start, end))
+            pending.append((following, stop))
+            pending.append((start, end))
         elif fits is not None and length > 1 and not fits(text[start:stop]):
             end, following = _cut(text, start, stop, (length + 1) // 2)
-            todo.append((following, stop))
-            todo.append((start, end))
+            pending.append((following, stop))
+            pending.append((start, end))
         else:
             yield start, stop
 
