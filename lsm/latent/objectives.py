@@ -54,15 +54,29 @@ def mse(prediction_BSD: Tensor, target_BSD: Tensor, source_N: Tensor, target_N: 
     return (difference / scale_D).square().mean()
 
 
-def infonce(prediction_ND: Tensor, target_ND: Tensor, blocked_NN: Tensor, log_temperature: Tensor, *, temperature_min: float) -> Tensor:
-    """Cross-entropy of picking one's own target by cosine among all targets that are not blocked (van den Oord et al. 2018)."""
+def contrast_logits(prediction_ND: Tensor, target_ND: Tensor, log_temperature: Tensor, *, temperature_min: float) -> Tensor:
+    """Cosine of every prediction with every target over the temperature, float32 [N, N]."""
     # In float32: a low temperature magnifies bf16's rounding of the cosines.
     with torch.autocast(prediction_ND.device.type, enabled=False):
         cosine_NN = F.normalize(prediction_ND.float(), dim=-1) @ F.normalize(target_ND.float(), dim=-1).T
         # The bound keeps its gradient, so that a temperature pushed below it can come back.
         temperature = temperature_min + F.relu(log_temperature.float().exp() - temperature_min)
-        logits_NN = (cosine_NN / temperature).masked_fill(blocked_NN, _NEVER)
-        return F.cross_entropy(logits_NN, torch.arange(len(logits_NN), device=logits_NN.device))
+        return cosine_NN / temperature
+
+
+def infonce(logits_NN: Tensor, blocked_NN: Tensor, *, focus: float = 0.0) -> Tensor:
+    """Picking one's own target, on the diagonal, among all that are not blocked (van den Oord et al. 2018).
+
+    With p the probability of the own target, the loss is −log p at `focus` 0 and (1 − p^focus) / focus above it (the generalised
+    cross-entropy of Zhang & Sabuncu 2018, eq. 6). −log p is the logarithm of a rank: moving a hopeless target from rank 2,000
+    to 1,000 pays as much as moving one from 2 to 1, and predictions lose their first ranks to gain the far ones. With a focus the
+    hopeless ones stop pulling, which is what recall@k and the reciprocal rank reward.
+    """
+    own = torch.arange(len(logits_NN), device=logits_NN.device)
+    surprise_N = F.cross_entropy(logits_NN.masked_fill(blocked_NN, _NEVER), own, reduction="none")
+    if focus:
+        return -torch.expm1(-focus * surprise_N).mean() / focus
+    return surprise_N.mean()
 
 
 def span_mask(

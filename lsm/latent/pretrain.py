@@ -45,6 +45,8 @@ class LatentBatch:
     contrast_N: Tensor
     """Which of the N take part in InfoNCE."""
     blocked_NN: Tensor
+    document_N: Tensor
+    """Document of each query that takes part in InfoNCE."""
     hidden_BS: Tensor | None
     noise_BSD: Tensor | None
     masked_BS: Tensor
@@ -98,7 +100,7 @@ class Pretraining(Task):
         # Parts that no objective reaches get no gradient; leaving them out keeps them out of plan, checkpoints and decay.
         if not settings.objectives.denoise:
             self.model.restoration.requires_grad_(False)
-        if not settings.objectives.infonce:
+        if not (settings.objectives.infonce or settings.objectives.in_document):
             self.model.log_temperature.requires_grad_(False)
         if not (settings.objectives.denoise or settings.data.context_dropout):
             self.model.mask_vector.requires_grad_(False)
@@ -175,7 +177,7 @@ class Pretraining(Task):
         passes = 1 + (settings.objectives.denoise_rows if settings.objectives.denoise else 0)
         weights = sum(p.numel() for p in self.model.parameters() if p.requires_grad and p.ndim >= 2)
         attention = 12 * settings.model.layers * settings.model.hidden * settings.model.context
-        contrast = 6 * sentences**2 * self.model.config.dim if settings.objectives.infonce else 0
+        contrast = 6 * sentences**2 * self.model.config.dim if settings.objectives.infonce or settings.objectives.in_document else 0
         return settings.accumulate * (sentences * passes * (6 * weights + attention) + contrast)
 
     def _prepare(self, packed: PackedBatch, generator: np.random.Generator, *, training: bool) -> LatentBatch:
@@ -185,7 +187,7 @@ class Pretraining(Task):
         if not goals.later_pieces:
             contrast_N = np.flatnonzero(packed.part_BS.reshape(-1)[target_N] == 0)
         blocked_NN = np.zeros((0, 0), dtype=bool)
-        if goals.infonce:
+        if goals.infonce or goals.in_document:
             blocked_NN = objectives.blocked_candidates(
                 packed, source_N[contrast_N], target_N[contrast_N], in_document=goals.in_document_negatives
             )
@@ -202,7 +204,7 @@ class Pretraining(Task):
             packed,
             self._tensor(packed.z_BSD),
             None if packed.one_segment_a_row else self._tensor(packed.segment_BS),
-            *map(self._tensor, (source_N, target_N, contrast_N, blocked_NN)),
+            *map(self._tensor, (source_N, target_N, contrast_N, blocked_NN, packed.document_BS.reshape(-1)[source_N[contrast_N]])),
             hidden_BS,
             noise_BSD,
             self._tensor(masked_BS),
@@ -218,23 +220,25 @@ class Pretraining(Task):
         parts: dict[str, Tensor] = {}
         if goals.mse:
             parts["mse"] = objectives.mse(prediction_BSD, batch.z_BSD, batch.source_N, batch.target_N, model.normaliser.scale)
-        if goals.infonce:
+        if goals.infonce or goals.in_document:
             source_N, target_N = batch.source_N[batch.contrast_N], batch.target_N[batch.contrast_N]
-            flat_prediction, flat_target = prediction_BSD.flatten(0, 1), batch.z_BSD.flatten(0, 1)
-            parts["infonce"] = objectives.infonce(
-                flat_prediction[source_N],
-                flat_target[target_N],
-                batch.blocked_NN,
+            logits_NN = objectives.contrast_logits(
+                prediction_BSD.flatten(0, 1)[source_N],
+                batch.z_BSD.flatten(0, 1)[target_N],
                 model.log_temperature,
                 temperature_min=goals.temperature_min,
             )
+            if goals.infonce:
+                parts["infonce"] = objectives.infonce(logits_NN, batch.blocked_NN, focus=goals.focus)
+            if goals.in_document:
+                elsewhere_NN = batch.document_N[:, None] != batch.document_N[None]
+                parts["in_document"] = objectives.infonce(logits_NN, batch.blocked_NN | elsewhere_NN, focus=goals.focus)
         if goals.denoise:
             rows = len(batch.masked_BS)
             segments = self._tensor(batch.packed.segment_BS[:rows])
             restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, segments)
             parts["denoise"] = objectives.denoise(restored_BSD, model.normaliser(batch.z_BSD[:rows]), batch.masked_BS)
-        weights = {"mse": goals.mse, "infonce": goals.infonce, "denoise": goals.denoise}
-        total = torch.stack([weights[name] * value.float() for name, value in parts.items()]).sum()
+        total = torch.stack([getattr(goals, name) * value.float() for name, value in parts.items()]).sum()
         return total, parts, prediction_BSD
 
     def _held_out_predictions(self) -> Iterator[tuple[PackedBatch, Tensor, dict[str, float]]]:

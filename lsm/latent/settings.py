@@ -62,6 +62,10 @@ class ObjectiveSettings:
     """Weight of the mean squared error of the next vector, in the normaliser's space. Alone it predicts the mean."""
     infonce: float = 1.0
     """Weight of telling the next sentence from the batch's others by cosine (InfoNCE)."""
+    in_document: float = 0.0
+    """Weight of telling the next sentence from the later ones of its own document alone, by the same cosines."""
+    focus: float = 0.0
+    """Bounds both InfoNCE terms, from 0 (cross-entropy: the far ranks weigh most) to 1 (the first ranks alone count)."""
     denoise: float = 0.1
     """Weight of restoring masked spans of sentences, seen from both sides."""
     temperature: float = 0.05
@@ -84,11 +88,15 @@ class ObjectiveSettings:
     def __post_init__(self) -> None:
         problems = [
             f"objectives.{name} {getattr(self, name)} must not be negative"
-            for name in ("mse", "infonce", "denoise")
+            for name in ("mse", "infonce", "in_document", "denoise")
             if not getattr(self, name) >= 0
         ]
-        if not problems and self.mse + self.infonce + self.denoise == 0:
-            problems.append("objectives: mse, infonce and denoise are all 0; give at least one a weight")
+        if not problems and self.mse + self.infonce + self.in_document + self.denoise == 0:
+            problems.append("objectives: mse, infonce, in_document and denoise are all 0; give at least one a weight")
+        if not 0 <= self.focus <= 1:
+            problems.append(f"objectives.focus {self.focus} must lie in [0, 1]")
+        if self.in_document and not self.in_document_negatives:
+            problems.append(f"objectives.in_document {self.in_document} needs objectives.in_document_negatives")
         if not 0 < self.temperature_min <= self.temperature:
             problems.append(f"objectives.temperature {self.temperature} must be at least temperature_min {self.temperature_min} > 0")
         if not 0 < self.mask_ratio_min <= self.mask_ratio_max < 1:

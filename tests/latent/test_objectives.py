@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from lsm.corpus.sampler import PAD, ArrayDocuments, PackedBatch, PackedSampler
 from lsm.errors import UserError
-from lsm.latent.objectives import blocked_candidates, denoise, infonce, mse, next_sentences, span_mask
+from lsm.latent.objectives import blocked_candidates, contrast_logits, denoise, infonce, mse, next_sentences, span_mask
 from lsm.latent.settings import ObjectiveSettings
 
 
@@ -54,22 +54,43 @@ def test_blocked_candidates_by_definition(in_document: bool) -> None:
 def test_infonce_known_values() -> None:
     target = F.normalize(torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), dim=-1)
     free = torch.zeros(5, 5, dtype=torch.bool)
-    same = torch.ones(5, 7)
     log_temperature = torch.tensor(math.log(0.1))
-    blind = infonce(same, same, free, log_temperature, temperature_min=0.01)
-    assert float(blind) == pytest.approx(math.log(5), abs=1e-5)
-    expected = F.cross_entropy(target @ target.T / 0.1, torch.arange(5))
-    torch.testing.assert_close(infonce(3 * target, target, free, log_temperature, temperature_min=0.01), expected)
+    logits = contrast_logits(3 * target, target, log_temperature, temperature_min=0.01)
+    torch.testing.assert_close(logits, target @ target.T / 0.1)
+    torch.testing.assert_close(infonce(logits, free), F.cross_entropy(target @ target.T / 0.1, torch.arange(5)))
+    blind = torch.zeros(5, 5)
+    assert float(infonce(blind, free)) == pytest.approx(math.log(5), abs=1e-5)
     all_blocked = ~torch.eye(5, dtype=torch.bool)
-    assert float(infonce(same, same, all_blocked, log_temperature, temperature_min=0.01)) == pytest.approx(0.0, abs=1e-6)
+    assert float(infonce(blind, all_blocked)) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("focus", [0.3, 1.0])
+def test_focus_is_the_generalised_cross_entropy(focus: float) -> None:
+    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
+    free = torch.zeros(6, 6, dtype=torch.bool)
+    expected = ((1 - logits.softmax(-1).diagonal() ** focus) / focus).mean()
+    torch.testing.assert_close(infonce(logits, free, focus=focus), expected)
+    torch.testing.assert_close(infonce(logits, free, focus=1e-4), infonce(logits, free), atol=1e-3, rtol=0)
+
+
+def test_focus_lets_hopeless_targets_go() -> None:
+    near, hopeless = torch.tensor([[0.0, 0.5]]), torch.tensor([[0.0, 12.0]])
+    pull = {}
+    for focus in (0.0, 0.5):
+        for name, row in (("near", near), ("hopeless", hopeless)):
+            logits = row.clone().requires_grad_()
+            infonce(logits.expand(2, 2)[:1], torch.zeros(1, 2, dtype=torch.bool), focus=focus).backward()
+            assert logits.grad is not None
+            pull[focus, name] = -float(logits.grad[0, 0])
+    assert pull[0.0, "hopeless"] > pull[0.0, "near"] and pull[0.5, "hopeless"] < 0.1 * pull[0.5, "near"]
 
 
 def test_temperature_is_bounded_and_learned() -> None:
-    x, free = torch.randn(4, 3), torch.zeros(4, 4, dtype=torch.bool)
-    tiny = infonce(x, x.flip(0), free, torch.tensor(-20.0), temperature_min=0.05)
-    torch.testing.assert_close(tiny, infonce(x, x.flip(0), free, torch.tensor(math.log(0.05)), temperature_min=0.05))
+    x = torch.randn(4, 3)
+    tiny = contrast_logits(x, x.flip(0), torch.tensor(-20.0), temperature_min=0.05)
+    torch.testing.assert_close(tiny, contrast_logits(x, x.flip(0), torch.tensor(math.log(0.05)), temperature_min=0.05))
     log_temperature = torch.tensor(math.log(0.07), requires_grad=True)
-    infonce(x, x.flip(0), free, log_temperature, temperature_min=0.05).backward()
+    infonce(contrast_logits(x, x.flip(0), log_temperature, temperature_min=0.05), torch.zeros(4, 4, dtype=torch.bool)).backward()
     assert log_temperature.grad is not None and log_temperature.grad != 0
 
 
@@ -96,5 +117,7 @@ def test_span_mask_shares_and_lengths() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(UserError, match="all 0"):
         ObjectiveSettings(mse=0, infonce=0, denoise=0)
+    with pytest.raises(UserError, match=r"focus 2.*in_document 1"):
+        ObjectiveSettings(focus=2, in_document=1, in_document_negatives=False)
     with pytest.raises(UserError, match=r"mask_ratio_min .*mask_span"):
         ObjectiveSettings(mask_ratio_min=0.5, mask_span=0.5)

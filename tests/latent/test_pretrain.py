@@ -66,7 +66,13 @@ def test_it_learns_and_leaves_a_loadable_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "goals", [{"mse": 1, "infonce": 0, "denoise": 0}, {"mse": 0, "infonce": 1, "denoise": 0}, {"mse": 0, "infonce": 0, "denoise": 1}]
+    "goals",
+    [
+        {"mse": 1, "infonce": 0, "denoise": 0},
+        {"mse": 0, "infonce": 1, "denoise": 0},
+        {"mse": 0, "infonce": 0, "in_document": 1, "focus": 0.5, "denoise": 0},
+        {"mse": 0, "infonce": 0, "denoise": 1},
+    ],
 )
 def test_each_objective_alone_falls(tmp_path: Path, goals: dict[str, float]) -> None:
     config = settings(
