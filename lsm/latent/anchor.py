@@ -1,6 +1,6 @@
-"""What the head corrects: a learned mixture of the strong simple predictors of the next vector.
+"""What the head corrects: a learned reading of the vectors themselves, which starts as the best simple predictor of the next one.
 
-Shape letters: B rows, S sentences, D vector width, H hidden width, K members of the mixture.
+Shape letters: B rows, S sentences, D vector width, H hidden width, A heads of the anchor, C channels of a head.
 """
 
 from __future__ import annotations
@@ -12,28 +12,39 @@ import torch
 from torch import Tensor, nn
 
 BEST_DECAY = 0.5
-"""Decay of the exponential mean that the untrained mixture equals: the best simple control on Wikipedia and on speeches (docs/LOG.md)."""
-_LEARNED_DECAYS = (0.3, BEST_DECAY, 0.7, 0.9)
+"""Decay of the exponential mean that the untrained anchor equals: the best simple control on Wikipedia and on speeches (docs/LOG.md)."""
+_DECAYS = (BEST_DECAY, 0.8, 0.95, 0.3)
+_CHANNELS = 32
 
 
 class Anchor(nn.Module):
-    """Predicts s+1 as Σ_k w_k · mean_k(z_1 … z_s) within the document.
+    """Predicts s+1 as a weighted sum of the very vectors read, z_1 … z_s of the document, bent by a map of low rank.
 
-    Members: the last vector (decay 0), exponential means with learned decays, the running mean (decay 1); their weights start at the best
-    member alone and are corrected at each position by a gate on the hidden state that starts at zero.
+    Each head attends to the vectors read as a pointer network does (Vinyals et al. 2015): queries and keys come from the hidden state, the values are
+    the raw vectors, so nothing of a sentence's detail has to pass through weights that could memorise it. Its scores start at the
+    head's own decay with distance (as ALiBi, Press et al. 2022) and are corrected by what the sentences say. A gate on the
+    hidden state mixes the heads and the last vector; it starts at the first head alone, the exponential mean `BEST_DECAY`.
     """
 
-    def __init__(self, kind: Literal["mixture", "last", "none"], hidden: int) -> None:
+    def __init__(self, kind: Literal["attention", "last", "none"], hidden: int, dim: int, *, rank: int = 32) -> None:
         super().__init__()
         self.kind = kind
-        if kind == "mixture":
-            self.decay_logit = nn.Parameter(torch.tensor([math.log(d / (1 - d)) for d in _LEARNED_DECAYS]))
-            weight_K = torch.zeros(len(_LEARNED_DECAYS) + 2)
-            weight_K[1 + _LEARNED_DECAYS.index(BEST_DECAY)] = 1.0
-            self.weight = nn.Parameter(weight_K)
-            self.gate = nn.Linear(hidden, len(weight_K))
-            nn.init.zeros_(self.gate.weight)
-            nn.init.zeros_(self.gate.bias)
+        if kind != "attention":
+            return
+        heads = len(_DECAYS)
+        self.log_rate = nn.Parameter(torch.tensor([math.log(-math.log(decay)) for decay in _DECAYS]))
+        self.query = nn.Linear(hidden, heads * _CHANNELS, bias=False)
+        self.key = nn.Linear(hidden, heads * _CHANNELS, bias=False)
+        self.salience = nn.Linear(hidden, heads, bias=False)
+        self.weight = nn.Parameter(torch.tensor([1.0] + [0.0] * heads))
+        self.gate = nn.Linear(hidden, heads + 1)
+        self.down = nn.Linear(dim, rank, bias=False)
+        self.up = nn.Linear(rank, dim, bias=False)
+        for linear in (self.query, self.salience, self.gate, self.up):
+            nn.init.zeros_(linear.weight)
+        nn.init.zeros_(self.gate.bias)
+        nn.init.normal_(self.key.weight, std=hidden**-0.5)
+        nn.init.normal_(self.down.weight, std=dim**-0.5)
 
     def forward(self, z_BSD: Tensor, hidden_BSH: Tensor, causal_BSS: Tensor) -> Tensor:
         """The anchor of each position, in raw space [B, S, D]; `causal_BSS` is true where position s may see position t."""
@@ -41,27 +52,26 @@ class Anchor(nn.Module):
             return torch.zeros_like(z_BSD)
         if self.kind == "last":
             return z_BSD
-        gate_BSK = self.gate(hidden_BSH).float() + self.weight
+        weight_BSA = self.gate(hidden_BSH).float() + self.weight
+        query_BASC, key_BASC = (project(hidden_BSH).unflatten(-1, (-1, _CHANNELS)).transpose(1, 2) for project in (self.query, self.key))
+        score_BASS = (query_BASC @ key_BASC.transpose(-1, -2)).float() / math.sqrt(_CHANNELS)
+        score_BASS = score_BASS + self.salience(hidden_BSH).float().transpose(1, 2)[:, :, None]
         with torch.autocast(z_BSD.device.type, enabled=False):
-            return _mixed_weights(self.decay_logit.float(), gate_BSK, causal_BSS) @ z_BSD.float()
+            score_BASS = score_BASS - self.log_rate.float().exp()[:, None, None] * _distance(causal_BSS)
+            attention_BASS = score_BASS.masked_fill(~causal_BSS[:, None], -torch.inf).softmax(-1)
+            # All heads are linear in z, so their weights are mixed first and one product with z is enough.
+            mixed_BSS = torch.einsum("bsa,bast->bst", weight_BSA[..., :-1], attention_BASS)
+            read_BSD = mixed_BSS @ z_BSD.float() + weight_BSA[..., -1:] * z_BSD
+            return read_BSD + self.up(self.down(read_BSD))
 
 
 def exponential_mean(z_BSD: Tensor, causal_BSS: Tensor, decay: float) -> Tensor:
-    """Mean of what has been read, weighted by decay^(s − t): the control that the mixture starts from."""
-    return _weights(torch.tensor([math.log(decay)], device=z_BSD.device), causal_BSS)[0] @ z_BSD
+    """Mean of what has been read, weighted by decay^(s − t): the control that the anchor starts from."""
+    weights_BSS = decay ** _distance(causal_BSS) * causal_BSS
+    return (weights_BSS / weights_BSS.sum(-1, keepdim=True)) @ z_BSD
 
 
-def _mixed_weights(decay_logit: Tensor, gate_BSK: Tensor, causal_BSS: Tensor) -> Tensor:
-    # All members are linear in z, so their weights are mixed first and one product with z is enough.
-    log_decay = torch.cat([nn.functional.logsigmoid(decay_logit), decay_logit.new_zeros(1)])  # the last one: decay 1, the running mean
-    weights_KBSS = _weights(log_decay, causal_BSS)
-    mixed_BSS = torch.einsum("bsk,kbst->bst", gate_BSK[..., 1:], weights_KBSS)
-    return mixed_BSS + torch.diag_embed(gate_BSK[..., 0])
-
-
-def _weights(log_decay_K: Tensor, causal_BSS: Tensor) -> Tensor:
-    """decay_k^(s − t) where t may be seen, each row summing to one: [K, B, S, S]."""
-    places = torch.arange(causal_BSS.shape[-1], device=causal_BSS.device, dtype=log_decay_K.dtype)
-    distance_SS = (places[:, None] - places[None]).clamp(min=0)
-    weights_KBSS = (log_decay_K[:, None, None] * distance_SS).exp()[:, None] * causal_BSS
-    return weights_KBSS / weights_KBSS.sum(-1, keepdim=True)
+def _distance(causal_BSS: Tensor) -> Tensor:
+    """s − t where it is not negative, float32 [S, S]."""
+    places = torch.arange(causal_BSS.shape[-1], device=causal_BSS.device, dtype=torch.float32)
+    return (places[:, None] - places[None]).clamp(min=0)

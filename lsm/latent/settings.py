@@ -29,7 +29,7 @@ class ModelSettings:
     """Dropout on what each attention and SwiGLU layer adds."""
     rope_theta: float = 10000.0
     """Base of the rotary positions."""
-    anchor: Literal["mixture", "last", "none"] = "mixture"
+    anchor: Literal["attention", "last", "none"] = "attention"
     """What the head corrects, starting from no correction: a learned, gated mixture of the last vector, exponential means and the running
     mean; the last vector; or nothing."""
     normaliser: Literal["standard", "robust", "none"] = "standard"

@@ -86,7 +86,7 @@ class LatentTransformer(nn.Module):
         self.mask_vector = nn.Parameter(torch.zeros(settings.hidden))
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
         self.norm = nn.RMSNorm(settings.hidden, eps=1e-6)
-        self.anchor = Anchor(settings.anchor, settings.hidden)
+        self.anchor = Anchor(settings.anchor, settings.hidden, config.dim)
         self.correction = nn.Linear(settings.hidden, config.dim)
         self.restoration = nn.Linear(settings.hidden, config.dim)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))

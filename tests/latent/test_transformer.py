@@ -49,7 +49,7 @@ def test_untrained_model_is_its_anchor() -> None:
     assert model(trained=False, anchor="none")(z_BSD).norm(dim=-1).min() > 0
 
 
-@pytest.mark.parametrize("anchor", ["mixture", "last", "none"])
+@pytest.mark.parametrize("anchor", ["attention", "last", "none"])
 def test_no_future_is_seen(anchor: str) -> None:
     made = model(anchor=anchor)
     z_BSD = vectors(1, 8)
