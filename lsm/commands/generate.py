@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from lsm.config import CommonOptions
+from lsm.commands.decoder_options import DecoderOptions
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(DecoderOptions):
     """Continue a document with a latent transformer and a decoder."""
 
     model: Positional[Path]
@@ -27,14 +27,6 @@ class Options(CommonOptions):
     """Read no more than the first so many sentences of the prompt."""
     re_encode: bool = False
     """Re-encode each written sentence and read it before planning the next."""
-    corpus: Path | None = None
-    """Corpus whose sentences retrieval may return, indexed in memory."""
-    index: Path | None = None
-    """Phrase store (lsm build-index) whose sentences retrieval may return."""
-    adapter: str | None = None
-    """Adapter folder or shipped name; default: the shipped one for the run's encoder."""
-    lm: str | None = None
-    """Where the adapter's LM lies, when it is not the asset of its name."""
     encoder: str | None = None
     """Where the run's encoder lies, when it is not the asset of its name."""
     out: Path | None = None
@@ -44,7 +36,6 @@ class Options(CommonOptions):
 def run(options: Options) -> dict[str, Any]:
     """Print the written sentences, one a line."""
     from lsm.corpus.format import encoder_line, same_space
-    from lsm.decode.load import DecoderSource
     from lsm.encode.encoder import encoder_info, load_encoder
     from lsm.errors import UserError
     from lsm.files import atomic_write, fingerprint
@@ -79,11 +70,7 @@ def run(options: Options) -> dict[str, Any]:
     def encode(texts: Any) -> Any:
         return encoder.encode(texts).vectors
 
-    source = DecoderSource(
-        encoder=wanted, device=device, index=options.index, corpus=options.corpus, adapter=options.adapter, lm=options.lm, encode=encode,
-        quiet=options.quiet,
-    )  # fmt: skip
-    (decoder,) = source.load([options.decoder])
+    (decoder,) = options.source(encoder, device).load([options.decoder])
     say(
         f"reading {len(read)} sentences, planning {options.sentences}, wording them by {options.decoder} on {device} ({why})"
         + (", re-encoding each" if options.re_encode else ", all in one batch"),

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from lsm.config import CommonOptions
+from lsm.commands.decoder_options import DecoderOptions
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(DecoderOptions):
     """Word the vectors of a .npy file, or the vector of a text."""
 
     vectors: Positional[Path | None] = None
@@ -23,14 +23,6 @@ class Options(CommonOptions):
     """Encoder that the vectors come from; it also judges what comes back."""
     decoder: Literal["prefix", "retrieval", "inversion"] = "prefix"
     """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: best of several tries."""
-    adapter: str | None = None
-    """Adapter folder or shipped name; default: the shipped one for the encoder."""
-    lm: str | None = None
-    """Where the adapter's LM lies, when it is not the asset of its name."""
-    corpus: Path | None = None
-    """Corpus whose sentences retrieval may return, indexed in memory."""
-    index: Path | None = None
-    """Phrase store whose sentences retrieval may return."""
     limit: int | None = None
     """Word only the first so many vectors."""
 
@@ -39,7 +31,6 @@ def run(options: Options) -> dict[str, Any]:
     """Print the sentences, one a line, and on stderr how near their re-encoding comes."""
     import numpy as np
 
-    from lsm.decode.load import DecoderSource
     from lsm.encode.encoder import load_encoder
     from lsm.errors import UserError
     from lsm.progress import say
@@ -50,14 +41,10 @@ def run(options: Options) -> dict[str, Any]:
     device, _ = choose_device(options.device)
     encoder = load_encoder(options.encoder, device=options.device)
     z_BD = encoder.encode([options.text]).vectors if options.text is not None else _read_vectors(options.vectors, options.limit)
-    source = DecoderSource(
-        encoder=encoder.fingerprint(), device=device, index=options.index, corpus=options.corpus, adapter=options.adapter, lm=options.lm,
-        encode=lambda texts: encoder.encode(texts).vectors, quiet=options.quiet,
-    )  # fmt: skip
     from lsm.decode.decoders import check_vectors
 
     check_vectors(z_BD, encoder.dim, encoder.fingerprint(), refuse_zeros=True)
-    (decoder,) = source.load([options.decoder])
+    (decoder,) = options.source(encoder, device).load([options.decoder])
     texts = decoder.decode(z_BD, seed=options.seed)
     again_BD = encoder.encode([text or "." for text in texts]).vectors
     cosine_B = (again_BD * z_BD).sum(1) / np.maximum(np.linalg.norm(again_BD, axis=1) * np.linalg.norm(z_BD, axis=1), 1e-12)

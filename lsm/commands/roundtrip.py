@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from lsm.config import CommonOptions
+from lsm.commands.decoder_options import DecoderOptions
 from lsm.encode.settings import EncodeSettings
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(DecoderOptions):
     """Round trip: text, vector, text."""
 
     input: Positional[str]
@@ -28,14 +28,6 @@ class Options(CommonOptions):
     """Asset name, hub id or folder of the encoder; default: the corpus's own when INPUT is one, else minilm."""
     decoder: str | None = None
     """Decoders, separated by commas: retrieval, prefix, inversion; default: all that have what they need."""
-    corpus: Path | None = None
-    """Corpus whose sentences the phrase store holds (retrieval, inversion)."""
-    index: Path | None = None
-    """Phrase store from lsm build-index, instead of --corpus."""
-    adapter: str | None = None
-    """Adapter folder or name of a shipped one (prefix, inversion); default: the shipped one for the encoder."""
-    lm: str | None = None
-    """Where the adapter's LM lies, when it is not the asset of its name."""
     residual: str = "none"
     """Residual code to carry beside the semantic vector."""
     noise: float = 0.0
@@ -120,23 +112,12 @@ def _check(options: Options) -> None:
 
 
 def _decoders(options: Options, encoder: SentenceEncoder, device: Any) -> list[Decoder]:
-    from lsm.decode.load import DecoderSource
-
     if options.decoder is None:
         has_store = options.index is not None or options.corpus is not None
         names = ["retrieval", "prefix", "inversion"] if has_store else ["prefix", "inversion"]
     else:
         names = [part.strip() for part in options.decoder.split(",") if part.strip()]
-    return DecoderSource(
-        encoder=encoder.fingerprint(),
-        device=device,
-        index=options.index,
-        corpus=options.corpus,
-        adapter=options.adapter,
-        lm=options.lm,
-        encode=lambda texts: encoder.encode(texts).vectors,
-        quiet=options.quiet,
-    ).load(names)
+    return options.source(encoder, device).load(names)
 
 
 def _draw(options: Options, corpus: Any, encoder: SentenceEncoder) -> Drawn:

@@ -15,18 +15,20 @@ BEST_DECAY = 0.5
 """Decay of the exponential mean that the untrained anchor equals: the best simple control on Wikipedia and on speeches (docs/LOG.md)."""
 _DECAYS = (BEST_DECAY, 0.8, 0.95, 0.3)
 _CHANNELS = 32
+_RANK = 32
 
 
 class Anchor(nn.Module):
     """Predicts s+1 as a weighted sum of the very vectors read, z_1 … z_s of the document, bent by a map of low rank.
 
-    Each head attends to the vectors read as a pointer network does (Vinyals et al. 2015): queries and keys come from the hidden state, the values are
-    the raw vectors, so nothing of a sentence's detail has to pass through weights that could memorise it. Its scores start at the
-    head's own decay with distance (as ALiBi, Press et al. 2022) and are corrected by what the sentences say. A gate on the
-    hidden state mixes the heads and the last vector; it starts at the first head alone, the exponential mean `BEST_DECAY`.
+    Each head attends to the vectors read as a pointer network does (Vinyals et al. 2015): queries and keys come from the hidden
+    state, the values are the raw vectors, so nothing of a sentence's detail has to pass through weights that could memorise
+    it. Its scores start at the head's own decay with distance (as ALiBi, Press et al. 2022) and are corrected by what the
+    sentences say. A gate on the hidden state mixes the heads and the last vector; it starts at the first head alone, the
+    exponential mean `BEST_DECAY`.
     """
 
-    def __init__(self, kind: Literal["attention", "last", "none"], hidden: int, dim: int, *, rank: int = 32) -> None:
+    def __init__(self, kind: Literal["attention", "last", "none"], hidden: int, dim: int) -> None:
         super().__init__()
         self.kind = kind
         if kind != "attention":
@@ -38,8 +40,8 @@ class Anchor(nn.Module):
         self.salience = nn.Linear(hidden, heads, bias=False)
         self.weight = nn.Parameter(torch.tensor([1.0] + [0.0] * heads))
         self.gate = nn.Linear(hidden, heads + 1)
-        self.down = nn.Linear(dim, rank, bias=False)
-        self.up = nn.Linear(rank, dim, bias=False)
+        self.down = nn.Linear(dim, _RANK, bias=False)
+        self.up = nn.Linear(_RANK, dim, bias=False)
         for linear in (self.query, self.salience, self.gate, self.up):
             nn.init.zeros_(linear.weight)
         nn.init.zeros_(self.gate.bias)

@@ -24,7 +24,7 @@ from lsm.latent.anchor import Anchor
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.settings import ModelSettings
 
-FORMAT = 1
+FORMAT = 2
 _ROWS_AT_A_TIME = 64
 _NOT_IN_MODEL_FILE = ("normaliser.", "rotary.")  # one has its own file, the other is computed from the config
 

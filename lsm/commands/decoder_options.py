@@ -1,0 +1,42 @@
+"""Options of the verbs that turn vectors into text: where the decoders' parts come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lsm.config import CommonOptions
+
+if TYPE_CHECKING:
+    from lsm.decode.load import DecoderSource
+    from lsm.encode.encoder import SentenceEncoder
+
+
+@dataclass(kw_only=True)
+class DecoderOptions(CommonOptions):
+    """What `generate`, `invert` and `roundtrip` share."""
+
+    corpus: Path | None = None
+    """Corpus whose sentences the phrase store holds, indexed in memory (retrieval, inversion)."""
+    index: Path | None = None
+    """Phrase store from lsm build-index, instead of --corpus."""
+    adapter: str | None = None
+    """Adapter folder or name of a shipped one (prefix, inversion); default: the shipped one for the encoder."""
+    lm: str | None = None
+    """Where the adapter's LM lies, when it is not the asset of its name."""
+
+    def source(self, encoder: SentenceEncoder, device: Any) -> DecoderSource:
+        """The decoders' parts for vectors of `encoder`, which also judges what `inversion` writes."""
+        from lsm.decode.load import DecoderSource
+
+        return DecoderSource(
+            encoder=encoder.fingerprint(),
+            device=device,
+            index=self.index,
+            corpus=self.corpus,
+            adapter=self.adapter,
+            lm=self.lm,
+            encode=lambda texts: encoder.encode(texts).vectors,
+            quiet=self.quiet,
+        )
