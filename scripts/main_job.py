@@ -39,7 +39,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size("quickstart-small", training=30, held_out=8, steps=25, sentences=100, minutes="at most 5"),
+    "small": Size("quickstart-small", training=30, held_out=8, steps=35, sentences=100, minutes="at most 5"),
     "default": Size("quickstart", training=100, held_out=20, steps=50, sentences=200, minutes="at most 15"),
     "full": Size("quickstart-full", training=SPEECHES - 20, held_out=20, steps=100, sentences=200, minutes="about 30"),
 }
