@@ -30,8 +30,8 @@ class ModelSettings:
     rope_theta: float = 10000.0
     """Base of the rotary positions."""
     anchor: Literal["attention", "last", "none"] = "attention"
-    """What the head corrects, starting from no correction: a learned, gated mixture of the last vector, exponential means and the running
-    mean; the last vector; or nothing."""
+    """What the head corrects, starting from no correction: heads that attend to the vectors read and start as an exponential mean; the last
+    vector; or nothing."""
     normaliser: Literal["standard", "robust", "none"] = "standard"
     """Per-dimension scaling fitted on the training documents: mean and deviation, median and quartiles, or none."""
 
@@ -64,7 +64,7 @@ class ObjectiveSettings:
     """Weight of telling the next sentence from the batch's others by cosine (InfoNCE)."""
     in_document: float = 0.0
     """Weight of telling the next sentence from the later ones of its own document alone, by the same cosines."""
-    focus: float = 0.0
+    focus: float = 0.5
     """Bounds both InfoNCE terms, from 0 (cross-entropy: the far ranks weigh most) to 1 (the first ranks alone count)."""
     denoise: float = 0.1
     """Weight of restoring masked spans of sentences, seen from both sides."""
