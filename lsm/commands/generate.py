@@ -25,6 +25,8 @@ class Options(DecoderOptions):
     """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: best of several tries."""
     prompt_sentences: int | None = None
     """Read no more than the first so many sentences of the prompt."""
+    snap: int = 16
+    """Pull each plan onto its nearest so many sentences of --index or --corpus before it is worded (prefix, inversion); 0 = as planned."""
     re_encode: bool = False
     """Re-encode each written sentence and read it before planning the next."""
     encoder: str | None = None
@@ -44,10 +46,13 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.provenance import choose_device
     from lsm.text.segment import segment
     from lsm.write.continuation import continue_document
+    from lsm.write.snap import Snapper
 
     for name, value in (("--sentences", options.sentences), ("--prompt-sentences", options.prompt_sentences)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1")
+    if options.snap < 0:
+        raise UserError(f"--snap {options.snap}: must be 0 or more")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
     wanted = model.config.encoder
@@ -70,14 +75,18 @@ def run(options: Options) -> dict[str, Any]:
     def encode(texts: Any) -> Any:
         return encoder.encode(texts).vectors
 
-    (decoder,) = options.source(encoder, device).load([options.decoder])
+    source = options.source(encoder, device)
+    (decoder,) = source.load([options.decoder])
+    snapped = options.snap > 0 and options.decoder != "retrieval" and source.has_store
     say(
         f"reading {len(read)} sentences, planning {options.sentences}, wording them by {options.decoder} on {device} ({why})"
-        + (", re-encoding each" if options.re_encode else ", all in one batch"),
+        + (", re-encoding each" if options.re_encode else ", all in one batch")
+        + (f", plans snapped to {options.snap} stored sentences" if snapped else ""),
         quiet=options.quiet,
     )
     written = continue_document(
         model, encode(read), decoder, options.sentences, read=read, encode=encode if options.re_encode else None, seed=options.seed,
+        snap=Snapper(source.store(), options.snap) if snapped else None,
         on_sentence=lambda sentence: print(" ".join(sentence.split()), flush=True),
     )  # fmt: skip
     say(
@@ -97,6 +106,7 @@ def run(options: Options) -> dict[str, Any]:
         "n_turned": written.n_turned,
         "n_reworded": written.n_reworded,
         "n_left_out": written.n_left_out,
+        "snap": options.snap if snapped else 0,
         "seconds": round(written.seconds, 3),
     }
 

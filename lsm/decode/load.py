@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,12 @@ class DecoderSource:
     encode: Encode | None = None
     """Re-encodes texts, for `inversion`."""
     quiet: bool = False
+    _store: PhraseStore | None = field(default=None, init=False, repr=False)
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there is a phrase store to search."""
+        return self.index is not None or self.corpus is not None
 
     def load(self, names: Sequence[str]) -> list[Decoder]:
         """The decoders of these names, in their order; a store or LM that two of them need is loaded once.
@@ -48,8 +54,7 @@ class DecoderSource:
         unknown = [name for name in names if name not in DECODERS]
         if unknown or not names:
             raise UserError(f"--decoder {','.join(unknown) or '(nothing)'}: choose from {', '.join(DECODERS)}")
-        may_have_store = self.index is not None or self.corpus is not None
-        store = self.store() if "retrieval" in names or ("inversion" in names and may_have_store) else None
+        store = self.store() if "retrieval" in names or ("inversion" in names and self.has_store) else None
         prefix = self.prefix() if {"prefix", "inversion"} & set(names) else None
         decoders: list[Decoder] = []
         for name in names:
@@ -65,7 +70,12 @@ class DecoderSource:
         return decoders
 
     def store(self) -> PhraseStore:
-        """The phrase store of `index`, or one built in memory from `corpus`."""
+        """The phrase store of `index`, or one built in memory from `corpus`; loaded once."""
+        if self._store is None:
+            self._store = self._load_store()
+        return self._store
+
+    def _load_store(self) -> PhraseStore:
         from lsm.corpus.reader import Corpus
         from lsm.decode.phrase_store import PhraseStore
 

@@ -112,6 +112,13 @@ class PhraseStore:
         assert z_BD.ndim == 2 and z_BD.shape[1] == self.dim, f"{z_BD.shape} are not queries [B, {self.dim}]"
         return self._index.search(_unit(z_BD), k)
 
+    def neighbours(self, z_1D: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of one vector [1, D] the at most k nearest sentences, best first: rows int64 [K], cosines float32 [K], vectors float32 [K, D]."""
+        assert z_1D.shape == (1, self.dim), f"{z_1D.shape} is not one query [1, {self.dim}]"
+        scores_1K, rows_1K, found_1KD = self._index.search_and_reconstruct(_unit(z_1D), min(k, len(self)))
+        there = rows_1K[0] >= 0  # fewer where the cells that were probed hold no more
+        return rows_1K[0][there], scores_1K[0][there], found_1KD[0][there]
+
     def text(self, row: int) -> str:
         """The sentence of a row."""
         return self._texts["text"][int(row)].as_py()

@@ -62,6 +62,7 @@ def continue_document(
     *,
     read: Sequence[str] = (),
     encode: Encode | None = None,
+    snap: Callable[[Tensor], Tensor] | None = None,
     rules: RepetitionRules | None = None,
     seed: int = 0,
     on_sentence: Callable[[str], None] = lambda text: None,
@@ -75,6 +76,7 @@ def continue_document(
         z_SD: the document's sentence vectors, at least one.
         read: its sentences, which are not to be repeated.
         encode: the encoder of the run, to re-encode what is written.
+        snap: replaces each planned unit vector before it is worded and read on (`lsm.write.snap.Snapper`).
         on_sentence: called with each sentence once it stands.
     """
     rules = rules or RepetitionRules()
@@ -85,9 +87,10 @@ def continue_document(
     plans: list[np.ndarray] = []
 
     def on_step(step: int, z_D: Tensor) -> Tensor | None:
-        turned_D = turn_away(z_D.cpu(), recent[-rules.recent_sentences :], rules.largest_cosine, seed=seed + step)
+        z_D = z_D.cpu() if snap is None else snap(z_D.cpu())
+        turned_D = turn_away(z_D, recent[-rules.recent_sentences :], rules.largest_cosine, seed=seed + step)
         result.n_turned += turned_D is not None
-        plan_D = z_D.cpu() if turned_D is None else turned_D
+        plan_D = z_D if turned_D is None else turned_D
         plans.append(plan_D.numpy())
         read_D = plan_D
         if encode is not None and not writer.stopped:

@@ -1,0 +1,41 @@
+"""Plans on the manifold: the mean of the nearest stored sentences, and never the same nearest one twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from lsm.decode.phrase_store import PhraseStore
+from lsm.write.snap import Snapper
+
+DIM = 6
+
+
+def store(vectors: np.ndarray) -> PhraseStore:
+    faiss = pytest.importorskip("faiss")
+    index: Any = faiss.IndexFlatIP(DIM)
+    index.add(vectors)
+    texts = [f"sentence {n}" for n in range(len(vectors))]
+    return PhraseStore(index, pa.table({"text": texts, "doc_id": ["a"] * len(texts)}), {"name": "stub", "dim": DIM})
+
+
+def test_one_neighbour_is_the_nearest_sentence_then_the_next() -> None:
+    stored = np.eye(DIM, dtype=np.float32)[:3]
+    plan_D = torch.tensor([0.9, 0.4, 0.1, 0.0, 0.0, 0.0])
+    snap = Snapper(store(stored), 1)
+    assert [int(snap(plan_D).argmax()) for _ in range(3)] == [0, 1, 2]
+    assert torch.equal(snap(plan_D), plan_D), "nothing is left to snap to"
+
+
+def test_mean_of_several_is_weighted_by_cosine_and_of_unit_length() -> None:
+    stored = np.eye(DIM, dtype=np.float32)
+    plan_D = torch.tensor([0.8, 0.6, 0.0, 0.0, 0.0, 0.0])
+    snapped_D = Snapper(store(stored), 2)(plan_D)
+    weights = np.exp(np.array([0.8, 0.6]) / 0.05)
+    expected = torch.zeros(DIM)
+    expected[:2] = torch.from_numpy(weights / np.linalg.norm(weights)).float()
+    torch.testing.assert_close(snapped_D, expected, rtol=1e-4, atol=1e-5)
