@@ -112,12 +112,12 @@ def _check(options: Options) -> None:
 
 
 def _decoders(options: Options, encoder: SentenceEncoder, device: Any) -> list[Decoder]:
+    source = options.source(encoder, device)
     if options.decoder is None:
-        has_store = options.index is not None or options.corpus is not None
-        names = ["retrieval", "prefix", "inversion"] if has_store else ["prefix", "inversion"]
+        names = ["retrieval", "prefix", "inversion"] if source.has_store else ["prefix", "inversion"]
     else:
         names = [part.strip() for part in options.decoder.split(",") if part.strip()]
-    return options.source(encoder, device).load(names)
+    return source.load(names)
 
 
 def _draw(options: Options, corpus: Any, encoder: SentenceEncoder) -> Drawn:

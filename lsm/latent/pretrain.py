@@ -100,7 +100,7 @@ class Pretraining(Task):
         # Parts that no objective reaches get no gradient; leaving them out keeps them out of plan, checkpoints and decay.
         if not settings.objectives.denoise:
             self.model.restoration.requires_grad_(False)
-        if not (settings.objectives.infonce or settings.objectives.in_document):
+        if not settings.objectives.contrasts:
             self.model.log_temperature.requires_grad_(False)
         if not (settings.objectives.denoise or settings.data.context_dropout):
             self.model.mask_vector.requires_grad_(False)
@@ -177,7 +177,7 @@ class Pretraining(Task):
         passes = 1 + (settings.objectives.denoise_rows if settings.objectives.denoise else 0)
         weights = sum(p.numel() for p in self.model.parameters() if p.requires_grad and p.ndim >= 2)
         attention = 12 * settings.model.layers * settings.model.hidden * settings.model.context
-        contrast = 6 * sentences**2 * self.model.config.dim if settings.objectives.infonce or settings.objectives.in_document else 0
+        contrast = 6 * sentences**2 * self.model.config.dim if settings.objectives.contrasts else 0
         return settings.accumulate * (sentences * passes * (6 * weights + attention) + contrast)
 
     def _prepare(self, packed: PackedBatch, generator: np.random.Generator, *, training: bool) -> LatentBatch:
@@ -187,7 +187,7 @@ class Pretraining(Task):
         if not goals.later_pieces:
             contrast_N = np.flatnonzero(packed.part_BS.reshape(-1)[target_N] == 0)
         blocked_NN = np.zeros((0, 0), dtype=bool)
-        if goals.infonce or goals.in_document:
+        if goals.contrasts:
             blocked_NN = objectives.blocked_candidates(
                 packed, source_N[contrast_N], target_N[contrast_N], in_document=goals.in_document_negatives
             )
@@ -220,7 +220,7 @@ class Pretraining(Task):
         parts: dict[str, Tensor] = {}
         if goals.mse:
             parts["mse"] = objectives.mse(prediction_BSD, batch.z_BSD, batch.source_N, batch.target_N, model.normaliser.scale)
-        if goals.infonce or goals.in_document:
+        if goals.contrasts:
             source_N, target_N = batch.source_N[batch.contrast_N], batch.target_N[batch.contrast_N]
             logits_NN = objectives.contrast_logits(
                 prediction_BSD.flatten(0, 1)[source_N],

@@ -85,6 +85,11 @@ class ObjectiveSettings:
     denoise_rows: float = 0.25
     """Share of a batch's rows that also go through the denoising pass."""
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether either InfoNCE term is on."""
+        return self.infonce > 0 or self.in_document > 0
+
     def __post_init__(self) -> None:
         problems = [
             f"objectives.{name} {getattr(self, name)} must not be negative"

@@ -15,7 +15,7 @@ _TEMPERATURE = 0.05
 
 
 class Snapper:
-    """Replaces a planned vector by the mean of its `k` nearest stored sentences, weighted by softmax(cosine / 0.05), of unit length.
+    """Replaces a planned vector by the mean of its `k` nearest stored sentences, weighted by a softmax of their cosines, of unit length.
 
     The nearest one is then used up: a plan that stands still moves on to other sentences instead of repeating itself.
     """

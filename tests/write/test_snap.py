@@ -39,3 +39,16 @@ def test_mean_of_several_is_weighted_by_cosine_and_of_unit_length() -> None:
     expected = torch.zeros(DIM)
     expected[:2] = torch.from_numpy(weights / np.linalg.norm(weights)).float()
     torch.testing.assert_close(snapped_D, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_store_in_cells_snaps_too() -> None:
+    faiss = pytest.importorskip("faiss")
+    stored = torch.nn.functional.normalize(torch.randn(400, DIM, generator=torch.Generator().manual_seed(0)), dim=-1).numpy()
+    cells: Any = faiss.index_factory(DIM, "IVF4,SQfp16", faiss.METRIC_INNER_PRODUCT)
+    cells.train(stored)
+    cells.add(stored)
+    cells.nprobe = 4
+    texts = pa.table({"text": ["a"] * 400, "doc_id": ["a"] * 400})
+    plan_D = torch.from_numpy(stored[7])
+    snapped_D = Snapper(PhraseStore(cells, texts, {"name": "stub", "dim": DIM}), 3)(plan_D)
+    torch.testing.assert_close(snapped_D, Snapper(store(stored), 3)(plan_D), rtol=0, atol=2e-3)
