@@ -67,61 +67,103 @@ class RoundTrip:
     """Row label → decoded sentences, in the sample's order."""
 
 
-def measure(
-    sample: Sample,
-    decoders: Sequence[DecoderLike],
-    *,
-    encode: Encode,
-    independent: Encode | None,
-    noise: float = 0.0,
-    controls: bool = True,
-    resamples: int = 1000,
-    seed: int = 0,
-    advance: Callable[[str], None] = lambda label: None,
-) -> RoundTrip:
-    """Decode the sample with every decoder and its controls, re-encode, and score.
+@dataclass(frozen=True)
+class CodeRead:
+    """What the row of a residual code says beside its texts."""
 
-    Args:
+    kind: str
+    dims: int
+    bits: int
+    certified_N: np.ndarray
+    """bool [N]."""
+    bytes_N: np.ndarray
+    """Bytes of each sentence's codes with their headers, [N]."""
+
+
+class Board:
+    """Scores what came back against the sample, row by row."""
+
+    def __init__(
+        self,
+        sample: Sample,
+        *,
+        encode: Encode,
+        independent: Encode | None,
+        noise: float = 0.0,
+        resamples: int = 1000,
+        seed: int = 0,
+        advance: Callable[[str], None] = lambda label: None,
+    ) -> None:
+        """Args:
         encode: the encoder that the vectors come from, for `cosine`.
         independent: an encoder that took no part, for `cosine_independent`; None leaves the column empty.
-        noise: length of the Gaussian noise added to each vector, relative to the vector's own (which is then restored).
+        noise: what the rows say was added before decoding.
         advance: called with the label of each row when it is done.
-    """
-    given_ND = add_noise(sample.z_ND, noise, seed)
-    own_independent_ND = None if independent is None else independent(sample.texts)
-    drawn_RG = intervals.draw(int(sample.document_N.max()) + 1, resamples, seed)
-    result = RoundTrip()
+        """
+        self.sample, self.noise, self.result = sample, noise, RoundTrip()
+        self._encode, self._independent, self._advance = encode, independent, advance
+        self._own_independent_ND = None if independent is None else independent(sample.texts)
+        self._drawn_RG = intervals.draw(int(sample.document_N.max()) + 1, resamples, seed)
+
+    def add(
+        self,
+        decoder: str,
+        texts: Sequence[str],
+        *,
+        vector: str = "own",
+        seconds: float | None,
+        encoder_calls: float = 0.0,
+        code: CodeRead | None = None,
+    ) -> None:
+        """Score one row.
+
+        Args:
+            vector: which input was decoded: own, shuffled or zero.
+            seconds: time to decode all of it; None leaves the speed empty.
+            encoder_calls: per sentence.
+            code: where residual codes were read.
+        """
+        same_N = np.array([text == own for text, own in zip(texts, self.sample.texts, strict=True)])
+        texts = [text.strip() for text in texts]
+        assert len(texts) == len(self.sample.texts), f"{decoder} gave {len(texts)} sentences for {len(self.sample.texts)}"
+        scores = text_metrics.score_texts(texts, self.sample.texts)
+        cosine_N = cosines(_encode_written(self._encode, texts), self.sample.z_ND)
+        independent_N = None
+        if self._independent is not None and self._own_independent_ND is not None:
+            independent_N = cosines(_encode_written(self._independent, texts), self._own_independent_ND)
+        label = decoder if vector == "own" else f"{decoder}, {vector} vector"
+        common = {
+            "label": label,
+            "encoder": self.sample.encoder,
+            "decoder": decoder,
+            "vector": vector,
+            "residual": code.kind if code else "none",
+            "residual_dims": code.dims if code else 0,
+            "residual_bits": code.bits if code else 0,
+            "domain": self.sample.domain,
+            "noise": self.noise,
+        }
+        measured = _Measured(self.sample, scores, cosine_N, independent_N, seconds, encoder_calls, same_N, code)
+        self.result.rows.append(common | measured.row(np.ones(len(texts), dtype=bool), self._drawn_RG))
+        for name, inside_N in length_buckets(self.sample.texts):
+            self.result.by_length.append(common | {"length": name} | measured.row(inside_N, self._drawn_RG))
+        self.result.texts[label] = list(texts)
+        self._advance(label)
+
+
+def measure(board: Board, decoders: Sequence[DecoderLike], *, controls: bool = True, seed: int = 0) -> RoundTrip:
+    """Decode the board's sample with every decoder and its controls; its noise is added first, relative to each vector's length
+    (which is then restored)."""
+    given_ND = add_noise(board.sample.z_ND, board.noise, seed)
     for decoder in decoders:
         for vector, z_ND in _inputs(decoder, given_ND, seed, controls=controls):
             started = time.perf_counter()
-            texts = [text.strip() for text in decoder.decode(z_ND, seed=seed)]
+            texts = decoder.decode(z_ND, seed=seed)
             seconds: float | None = time.perf_counter() - started
             if vector == "zero":  # equal vectors, equal texts: one was decoded, so the time says nothing
-                texts, seconds = texts * len(sample.texts), None
-            assert len(texts) == len(sample.texts), f"{decoder.name} gave {len(texts)} sentences for {len(sample.texts)} vectors"
-            scores = text_metrics.score_texts(texts, sample.texts)
-            cosine_N = cosines(_encode_written(encode, texts), sample.z_ND)
-            independent_N = None
-            if independent is not None and own_independent_ND is not None:
-                independent_N = cosines(_encode_written(independent, texts), own_independent_ND)
-            label = decoder.name if vector == "own" else f"{decoder.name}, {vector} vector"
-            common = {
-                "label": label,
-                "encoder": sample.encoder,
-                "decoder": decoder.name,
-                "vector": vector,
-                "residual": "none",
-                "residual_dims": 0,
-                "domain": sample.domain,
-                "noise": noise,
-            }
-            measured = _Measured(sample, scores, cosine_N, independent_N, seconds, decoder.encoder_calls_per_sentence)
-            result.rows.append(common | measured.row(np.ones(len(texts), dtype=bool), drawn_RG))
-            for name, inside_N in length_buckets(sample.texts):
-                result.by_length.append(common | {"length": name} | measured.row(inside_N, drawn_RG))
-            result.texts[label] = texts
-            advance(label)
-    return result
+                texts, seconds = texts * len(board.sample.texts), None
+            board.add(decoder.name, texts, vector=vector, seconds=seconds, encoder_calls=decoder.encoder_calls_per_sentence)
+    return board.result
 
 
 @dataclass(frozen=True)
@@ -132,6 +174,9 @@ class _Measured:
     independent_N: np.ndarray | None
     decode_seconds: float | None
     encoder_calls: float
+    same_N: np.ndarray
+    """bool: equal to the last white space."""
+    code: CodeRead | None
 
     def row(self, inside_N: np.ndarray, drawn_RG: np.ndarray) -> dict[str, Any]:
         """Means over the sentences `inside_N`; time cannot be split by sentence and is that of the whole sample."""
@@ -150,14 +195,20 @@ class _Measured:
         estimates["bleu"] = intervals.statistic(counts_GM, drawn_RG, text_metrics.bleu_of)
         texts = [text for text, inside in zip(self.sample.texts, inside_N, strict=True) if inside]
         seconds = None if self.decode_seconds is None else self.decode_seconds + self.sample.encode_seconds
+        code: dict[str, Any] = {"certified": None, "false_certificates": None}
+        code_bytes = 0.0
+        if self.code is not None:
+            certified_N, wrong_N = self.code.certified_N[inside_N], ~self.same_N[inside_N]
+            code = {"certified": float(certified_N.mean()), "false_certificates": int((certified_N & wrong_N).sum())}
+            code_bytes = float(self.code.bytes_N[inside_N].mean())
         return {
             "n": len(texts),
             "n_documents": len(np.unique(document_N)),
             "cosine_independent": None,
             **intervals.as_row(estimates),
-            "certified": None,
-            "false_certificates": None,
-            "bytes_per_sentence": self.sample.z_ND.shape[1] * self.sample.bytes_per_value,
+            **code,
+            "bytes_per_sentence": self.sample.z_ND.shape[1] * self.sample.bytes_per_value + code_bytes,
+            "residual_bytes": code_bytes,
             "utf8_bytes": float(text_metrics.utf8_bytes(texts).mean()),
             "zstd_bytes": float(text_metrics.zstd_bytes(texts).mean()),
             "zstd_bytes_together": text_metrics.zstd_bytes_together(texts),

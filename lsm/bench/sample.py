@@ -24,6 +24,8 @@ class Drawn:
     document_N: np.ndarray
     n_pool: int
     """Distinct sentences that were drawn from."""
+    previous: list[str]
+    """The sentence before each in its document; "" for a document's first."""
 
 
 def is_corpus(value: str) -> bool:
@@ -42,18 +44,20 @@ def draw(documents: Iterable[Sequence[str]], n: int, *, seed: int) -> Drawn:
     Raises:
         UserError: no sentence at all.
     """
-    pool: dict[str, int] = {}
+    pool: dict[str, tuple[int, str]] = {}
     for number, sentences in enumerate(documents):
+        previous = ""
         for text in sentences:
-            pool.setdefault(text, number)
+            pool.setdefault(text, (number, previous))
+            previous = text
         if len(pool) >= _POOL_FACTOR * n:
             break
     if not pool:
         raise UserError("INPUT holds no sentence; give documents with text in them")
-    texts, numbers = list(pool), list(pool.values())
+    texts, places = list(pool), list(pool.values())
     chosen = np.sort(np.random.default_rng(seed).permutation(len(texts))[:n])
-    document_N = np.unique(np.asarray(numbers)[chosen], return_inverse=True)[1]
-    return Drawn([texts[k] for k in chosen], document_N, len(texts))
+    document_N = np.unique([places[k][0] for k in chosen], return_inverse=True)[1]
+    return Drawn([texts[k] for k in chosen], document_N, len(texts), [places[k][1] for k in chosen])
 
 
 def segmented(documents: Iterable[str], segment: Callable[[str], tuple[str, list]]) -> Iterable[list[str]]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from lsm.commands.residual import DEFAULT_LM, CodeRecipe, Residual
 from lsm.config import CommonOptions
 from lsm.encode.settings import EncodeSettings
 
@@ -22,8 +23,21 @@ class Options(CommonOptions):
     """Folder of the corpus."""
     encoder: str = "minilm"
     """Asset name, hub id or folder of a sentence-transformers or transformers model; stub = a hash, for trying."""
-    residual: str = "none"
-    """Residual code to store beside the semantic vectors."""
+    residual: Residual = "none"
+    """Residual code to store beside the semantic vectors. superposition gives every sentence back word for word, certified; it is larger
+    than its text, neither compression nor a space to plan in."""
+    residual_dims: int = 256
+    """Entries of a residual code; a long sentence takes several codes."""
+    residual_bits: int = 8
+    """Bits of an entry: 8, 6 or 4."""
+    residual_seed: int = 0
+    """Seed of the residual code's signs (--seed leaves the corpus alone)."""
+    residual_lm: str = DEFAULT_LM
+    """LM whose tokenizer the residual code uses; its weights are not needed."""
+    verify_codes: bool = False
+    """Decode every residual code when it is made, without an LM, and make it again until it gives its sentence back."""
+    drop_text: bool = False
+    """Keep no sentence as text, only its residual code; needs --verify-codes."""
     workers: int | None = None
     """Encoding processes; default: one a core, two on a GPU. The bytes do not depend on it."""
     limit_documents: int | None = None
@@ -56,13 +70,12 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.text.readers import input_bytes, iter_documents
     from lsm.text.segment import segment
 
-    if options.residual != "none":
-        raise UserError(f"--residual {options.residual}: this version stores semantic vectors only; use --residual none")
     if not options.inputs:
         raise UserError("encode-corpus: name at least one INPUT (file, folder, glob, recipe or hf:DATASET)")
     settings = EncodeSettings(
         language=options.language, segmenter=options.segmenter, cap_characters=options.cap_characters, shard_rows=options.shard_rows
     )  # fmt: skip
+    recipe = _recipe(options)
     info = encoder_info(options.encoder, device=options.device, precision=options.precision)
     if options.device not in ("auto", info.device):
         say(f"--device {options.device} is ignored: encoder {options.encoder} runs on {info.device} ({info.why})")
@@ -72,7 +85,8 @@ def run(options: Options) -> dict[str, Any]:
     job = EncodeJob(
         out=options.out,
         info=info,
-        plan=RunPlan.of(info.fingerprint, settings),
+        plan=RunPlan.of(info.fingerprint, settings, residual=recipe.fingerprint() if recipe else None, keep_text=not options.drop_text),
+        load_coder=recipe.load_coder if recipe else None,
         stage=Stage(input_names(options.inputs), options.limit_documents, 0),
         segment=partial(segment, **how),
         precision=options.precision,
@@ -85,6 +99,27 @@ def run(options: Options) -> dict[str, Any]:
     results = encode_corpus(job, iter_documents(options.inputs, limit=options.limit_documents))
     print(_summary(results))
     return results
+
+
+def _recipe(options: Options) -> CodeRecipe | None:
+    from lsm.errors import UserError
+    from lsm.progress import say
+
+    if options.drop_text and not (options.verify_codes and options.residual != "none"):
+        raise UserError(
+            "--drop-text: text is dropped only where codes are known to give it back; add --residual superposition --verify-codes"
+        )
+    if options.residual == "none":
+        if options.verify_codes:
+            say("--verify-codes is ignored: --residual is none")
+        return None
+    return CodeRecipe(
+        lm=options.residual_lm,
+        dims=options.residual_dims,
+        bits=options.residual_bits,
+        seed=options.residual_seed,
+        verify=options.verify_codes,
+    )
 
 
 def _summary(results: dict[str, Any]) -> str:

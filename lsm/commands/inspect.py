@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
 from lsm.config import CommonOptions
 from lsm.errors import UserError
+
+if TYPE_CHECKING:
+    from lsm.commands.residual import CorpusCodes
+    from lsm.corpus.reader import Corpus
 
 
 @dataclass(kw_only=True)
@@ -22,7 +26,9 @@ class Options(CommonOptions):
     verify: bool = False
     """Read everything and compare it with its hashes."""
     text: bool = False
-    """Corpus only: print the documents, rebuilt from their sentences."""
+    """Corpus only: print the documents, rebuilt from their sentences, or from the residual codes alone where there are some."""
+    lm: str | None = None
+    """Where the LM of the residual codes lies, when it is not the asset of its name."""
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -46,7 +52,7 @@ def run(options: Options) -> dict[str, Any]:
 def _corpus(options: Options) -> dict[str, Any]:
     import sys
 
-    from lsm.corpus.format import MANIFEST, PLAN, SHARDS, encoder_line
+    from lsm.corpus.format import MANIFEST, PLAN, SHARDS, encoder_line, residual_line
     from lsm.corpus.reader import Corpus
     from lsm.corpus.verify import verify
     from lsm.files import DONE_MARKER, read_json
@@ -65,20 +71,25 @@ def _corpus(options: Options) -> dict[str, Any]:
     corpus = Corpus.open(path)
     whole = None
     if options.verify:
+        read_texts = None if corpus.keeps_text else _codes(options, corpus).texts
         with Progress("verify", corpus.n_sentences, "sentences", quiet=options.quiet) as progress:
-            verify(corpus, progress.advance)
+            verify(corpus, progress.advance, read_texts)
         whole = True
     manifest = corpus.manifest
     keys = ("n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated", "encoder", "residual", "parts", "segmentation")
     results = {"kind": "corpus", "whole": whole, "fingerprint": corpus.fingerprint, "n_shards": corpus.n_shards}
     results |= {key: manifest[key] for key in keys}
-    if options.text:
+    if options.text and corpus.residual is None:
         for doc in range(corpus.n_documents):
             sys.stdout.write(corpus.document_text(doc))
         return results
+    if options.text:
+        return results | _text_from_codes(options, corpus)
     print(f"corpus {path} [{corpus.fingerprint}], format version {manifest['format_version']}")
     print(f"  encoder    {encoder_line(corpus.encoder)}, at most {corpus.encoder.get('max_tokens')} tokens")
     print(f"  parts      {', '.join('{name} {dim} × {dtype}'.format(**part) for part in corpus.parts())}")
+    if corpus.residual:
+        print(f"  residual   {residual_line(corpus.residual)}; text {manifest.get('text', 'kept')}")
     print(f"  documents  {corpus.n_documents:,}")
     mean = manifest["n_characters"] / max(corpus.n_sentences, 1)
     print(f"  sentences  {corpus.n_sentences:,} in {corpus.n_shards} shards, {mean:.0f} characters each")
@@ -86,6 +97,30 @@ def _corpus(options: Options) -> dict[str, Any]:
     print(f"  segmenter  {', '.join(f'{key} {value}' for key, value in manifest['segmentation'].items()) or 'unknown'}")
     print("  whole      " + ("yes: every hash, row, vector and span agrees" if whole else "not checked; --verify reads everything"))
     return results
+
+
+def _codes(options: Options, corpus: Corpus) -> CorpusCodes:
+    from lsm.commands.residual import CorpusCodes
+    from lsm.provenance import choose_device
+
+    return CorpusCodes(corpus, lm=options.lm, device=choose_device(options.device)[0])
+
+
+def _text_from_codes(options: Options, corpus: Corpus) -> dict[str, Any]:
+    """Print every document from its vectors and gaps alone; what no code certifies is counted on stderr."""
+    import sys
+
+    from lsm.progress import Progress, say
+
+    codes = _codes(options, corpus)
+    with Progress("reading codes", corpus.n_sentences, "sentences", quiet=options.quiet) as progress:
+        for doc in range(corpus.n_documents):
+            texts = codes.texts(doc)
+            sys.stdout.write(corpus.document_text(doc, texts))
+            progress.advance(len(texts))
+    if codes.n_uncertified:
+        say(f"{codes.n_uncertified:,} of {corpus.n_sentences:,} sentences are not certified and may be wrong (encode with --verify-codes)")
+    return {"n_uncertified": codes.n_uncertified, "n_read_through_lm": codes.n_through_lm}
 
 
 def _run(options: Options) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from lsm.commands.decoder_options import DecoderOptions
+from lsm.commands.residual import Residual
 from lsm.encode.settings import EncodeSettings
 
 if TYPE_CHECKING:
     from lsm.bench.roundtrip import RoundTrip, Sample
     from lsm.bench.sample import Drawn
     from lsm.decode.decoders import Decoder
+    from lsm.decode.load import DecoderSource
     from lsm.encode.encoder import SentenceEncoder
 
 
@@ -27,11 +29,23 @@ class Options(DecoderOptions):
     encoder: str | None = None
     """Asset name, hub id or folder of the encoder; default: the corpus's own when INPUT is one, else minilm."""
     decoder: str | None = None
-    """Decoders, separated by commas: retrieval, prefix, inversion; default: all that have what they need."""
-    residual: str = "none"
-    """Residual code to carry beside the semantic vector."""
+    """Decoders, separated by commas: retrieval, prefix, inversion; default: all that have what they need.
+    none = only the residual codes."""
+    residual: Residual = "none"
+    """Residual code to carry beside the semantic vector; superposition gives the words back exactly and is larger than they are."""
+    residual_dims: str = "256"
+    """Entries of the code, several separated by commas for a curve."""
+    residual_bits: str = "8"
+    """Bits of an entry: 8, 6, 4, or several separated by commas."""
+    residual_seed: int = 0
+    """Seed of the code's signs."""
+    prior: str = "none,lm"
+    """What the code reader expects of the next token, several separated by commas: none; lm = the frozen LM; semantic = the LM that has
+    read the semantic vector through the prefix adapter; previous = the LM that has read the sentence before."""
+    retry: bool = True
+    """Also read what greedy reading does not certify with wider and wider beams (rows named retry)."""
     noise: float = 0.0
-    """Gaussian noise added to each vector before decoding, relative to the vector's length."""
+    """Gaussian noise added to each vector before decoding, relative to the vector's length, and to each code, relative to its entries."""
     limit: int = 200
     """Sentences to send; drawn at random, without repeats, by --seed."""
     independent: str = "wordllama"
@@ -65,28 +79,35 @@ def run(options: Options) -> dict[str, Any]:
     encoder = load_encoder(name, device=options.device)
     if corpus:
         corpus.require_encoder(encoder.fingerprint())
-    decoders = _decoders(options, encoder, device)
+    source = options.source(encoder, device)
+    decoders = _decoders(options, source)
     independent = None if options.independent == "none" else load_encoder(options.independent, device=options.device)
     drawn = _draw(options, corpus, encoder)
     say(
         f"round trip of {len(drawn.texts):,} sentences of {drawn.document_N.max() + 1:,} documents (drawn from {drawn.n_pool:,}) "
-        f"through {name} and {', '.join(decoder.name for decoder in decoders)} ({device}: {why})",
+        f"through {name} and {', '.join(_ways(options, decoders))} ({device}: {why})",
         quiet=options.quiet,
     )
     sent = _encode(drawn, encoder, name, options.domain or Path(options.input).stem)
+    read_codes = None
+    if options.residual != "none":
+        from lsm.commands import roundtrip_codes
+
+        read_codes = roundtrip_codes.plan(options, source, drawn.previous, sent.z_ND)
     rows = sum(3 if options.controls and decoder.name != "retrieval" else 1 for decoder in decoders)
-    with Progress("decoding", rows, "rows", quiet=options.quiet) as progress:
-        trip = roundtrip.measure(
+    with Progress("decoding", rows + (read_codes.n_rows if read_codes else 0), "rows", quiet=options.quiet) as progress:
+        board = roundtrip.Board(
             sent,
-            decoders,
             encode=lambda texts: encoder.encode(texts).vectors,
             independent=None if independent is None else lambda texts: independent.encode(texts).vectors,
             noise=options.noise,
-            controls=options.controls,
             resamples=options.resamples,
             seed=options.seed,
             advance=lambda label: progress.advance(1, label),
         )
+        trip = roundtrip.measure(board, decoders, controls=options.controls, seed=options.seed)
+        if read_codes:
+            read_codes.add_rows(board, seed=options.seed)
     signatures = text_metrics.signatures()
     _show(options, sent, trip, signatures)
     return {
@@ -102,8 +123,6 @@ def run(options: Options) -> dict[str, Any]:
 def _check(options: Options) -> None:
     from lsm.errors import UserError
 
-    if options.residual != "none":
-        raise UserError(f"--residual {options.residual}: this version sends semantic vectors only; use --residual none")
     for name, value, least in (("--limit", options.limit, 1), ("--resamples", options.resamples, 0), ("--show", options.show, 0)):
         if value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
@@ -111,8 +130,14 @@ def _check(options: Options) -> None:
         raise UserError(f"--noise {options.noise}: must be 0 or more, in lengths of the vector")
 
 
-def _decoders(options: Options, encoder: SentenceEncoder, device: Any) -> list[Decoder]:
-    source = options.source(encoder, device)
+def _ways(options: Options, decoders: list[Decoder]) -> list[str]:
+    codes = [f"{options.residual} codes of {options.residual_dims} dims"] if options.residual != "none" else []
+    return [decoder.name for decoder in decoders] + codes
+
+
+def _decoders(options: Options, source: DecoderSource) -> list[Decoder]:
+    if options.decoder == "none" and options.residual != "none":
+        return []
     if options.decoder is None:
         names = ["retrieval", "prefix", "inversion"] if source.has_store else ["prefix", "inversion"]
     else:

@@ -1,7 +1,7 @@
 """The corpus format: file names, parquet schemas, and what makes two encoders the same; reader and writer agree on it here.
 
     corpus/ manifest.json plan.json documents.parquet
-            shards/00000/ semantic.npy sentences.parquet documents.parquet done.json
+            shards/00000/ semantic.npy [residual.npy residual-more.npy] sentences.parquet documents.parquet done.json
 
 No file holds a time, a host name or a path, so the same input gives the same bytes anywhere.
 """
@@ -24,8 +24,9 @@ PLAN = "plan.json"
 DOCUMENTS = "documents.parquet"
 SENTENCES = "sentences.parquet"
 SEMANTIC = "semantic.npy"
+RESIDUAL = "residual.npy"
+RESIDUAL_MORE = "residual-more.npy"
 SHARDS = "shards"
-SHARD_FILES = (SEMANTIC, SENTENCES, DOCUMENTS)
 
 DOCUMENT_SCHEMA = pa.schema(
     [
@@ -55,6 +56,17 @@ SENTENCE_SCHEMA = pa.schema(
     ]
 )
 
+RESIDUAL_SCHEMA = pa.schema(
+    [
+        ("code_count", pa.uint16()),  # codes of the sentence: the first in residual.npy, the others in residual-more.npy
+        ("code_tokens", pa.uint16()),
+        ("code_variant", pa.uint8()),
+        ("code_checksum", pa.uint32()),
+        ("code_steps", pa.list_(pa.uint16())),
+    ]
+)
+"""Further columns of a sentence in a corpus with a residual code; `lsm.codes.storage` says what they hold."""
+
 _ENCODER_IDENTITY = ("sha256", "pooling", "normalised", "dim", "max_tokens")
 """Keys of an encoder fingerprint that say which space its vectors live in (name, source and dtype may differ)."""
 
@@ -74,6 +86,11 @@ def semantic_part(dim: int) -> dict[str, Any]:
     return {"name": "semantic", "dim": dim, "dtype": "float16", "scale": None}
 
 
+def residual_part(residual: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's entry for a residual code of this fingerprint."""
+    return {"name": "residual", "dim": residual["dims"], "dtype": f"int{residual['bits']}", "scale": "code_steps"}
+
+
 def same_space(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two encoder fingerprints stand for the same vector space (float32 and bf16 of one model do)."""
     return all(one.get(key) == other.get(key) for key in _ENCODER_IDENTITY)
@@ -83,6 +100,15 @@ def encoder_line(encoder: dict[str, Any]) -> str:
     """An encoder fingerprint in a few words: `minilm (384 dims, sha256 1a2b3c4d5e6f, mean, bfloat16)`."""
     sha256 = str(encoder.get("sha256") or "none")[:12]
     return f"{encoder.get('name')} ({encoder.get('dim')} dims, sha256 {sha256}, {encoder.get('pooling')}, {encoder.get('dtype')})"
+
+
+def residual_line(residual: dict[str, Any]) -> str:
+    """A residual code's fingerprint in a few words: `superposition (256 dims × int8, seed 0, at most 61 tokens a code, verified)`."""
+    verified = ", verified" if residual.get("verified") else ""
+    return (
+        f"{residual.get('kind')} ({residual.get('dims')} dims × int{residual.get('bits')}, seed {residual.get('seed')}, "
+        f"{residual.get('tokens_per_code')} tokens a code{verified})"
+    )
 
 
 def require_same_space(found: dict[str, Any], wanted: dict[str, Any], *, what: str) -> None:

@@ -92,6 +92,16 @@ class Corpus:
         """Sixteen hex digits that stand for every byte of this corpus (what a run resumes against)."""
         return fingerprint(self.manifest)
 
+    @property
+    def residual(self) -> dict[str, Any] | None:
+        """What fixes the residual code, None for a corpus without one."""
+        return self.manifest["residual"]
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether sentences stand there as text too, and not as residual codes alone."""
+        return self.manifest.get("text", "kept") == "kept"
+
     def parts(self) -> list[dict[str, Any]]:
         """What a vector is made of: [{name, dim, dtype, scale}]."""
         return self.manifest["parts"]
@@ -142,17 +152,34 @@ class Corpus:
             out_BD[where] = self._shard_vectors(shard, part)[local]
         return out_BD
 
+    def residual_arrays(self, doc: int) -> dict[str, np.ndarray]:
+        """The residual codes of a document, as `lsm.codes.storage.from_arrays` takes them."""
+        assert self.residual is not None
+        shard, first, stop = self._place(doc)
+        table = self._table(shard)
+        arrays = {name: table[name].to_numpy()[first:stop] for name in layout.RESIDUAL_SCHEMA.names if name != "code_steps"}
+        more_S = table["code_count"].to_numpy().astype(np.int64) - 1
+        begin = int(more_S[:first].sum())
+        arrays["residual"] = self._shard_array(shard, layout.RESIDUAL, len(table))[first:stop]
+        arrays["residual-more"] = self._shard_array(shard, layout.RESIDUAL_MORE, int(more_S.sum()))[
+            begin : begin + int(more_S[first:stop].sum())
+        ]
+        arrays["code_steps"] = table["code_steps"].slice(first, stop - first).combine_chunks().flatten().to_numpy()
+        return arrays
+
     def sentences(self, doc: int) -> pa.Table:
         """The table of a document's sentences (`format.SENTENCE_SCHEMA`)."""
         shard, first, stop = self._place(doc)
         return self._table(shard).slice(first, stop - first)
 
     def texts(self, doc: int) -> list[str]:
-        """A document's sentences as text, [S]."""
+        """A document's sentences as text, [S]; `UserError` where the corpus keeps residual codes only."""
+        self._require_text()
         return self.sentences(doc)["text"].to_pylist()
 
     def text_at(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """The text of any rows, [B], in the order asked for."""
+        """The text of any rows, [B], in the order asked for; `UserError` where the corpus keeps residual codes only."""
+        self._require_text()
         rows = np.asarray(rows, dtype=np.int64)
         out: list[str] = [""] * len(rows)
         for shard, where, local in self._by_shard(rows):
@@ -166,13 +193,18 @@ class Corpus:
         pieces = [self._parquet(file, [name])[name].to_numpy() for file in files]
         return np.concatenate(pieces) if pieces else np.zeros(0)
 
-    def document_text(self, doc: int) -> str:
-        """The document as it was read, exactly."""
-        table = self.sentences(doc)
+    def document_text(self, doc: int, texts: Sequence[str] | None = None) -> str:
+        """The document as it was read, exactly, from its own sentences or from `texts` (read from its residual codes)."""
         pieces = [self.documents["lead"][doc].as_py()]
-        for text, gap in zip(table["text"].to_pylist(), table["gap"].to_pylist(), strict=True):
+        for text, gap in zip(self.texts(doc) if texts is None else texts, self.sentences(doc)["gap"].to_pylist(), strict=True):
             pieces += (text, gap)
         return "".join(pieces)
+
+    def _require_text(self) -> None:
+        if not self.keeps_text:
+            raise UserError(
+                f"corpus {self.path} keeps its sentences as residual codes only; read them with: lsm inspect {self.path} --text"
+            )
 
     def _place(self, doc: int) -> tuple[int, int, int]:
         start, stop = self.rows(doc)
@@ -194,15 +226,26 @@ class Corpus:
     def _shard_vectors(self, shard: int, part: str) -> np.ndarray:
         if (shard, part) not in self._vectors:
             path = layout.shard_folder(self.path, shard) / f"{part}.npy"
-            try:
-                array = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise self._broken(path, error) from error
+            array = self._npy(path)
             wanted = (self.manifest["shards"][shard]["n_sentences"], self._part_dim(part))
             if array.shape != wanted or array.dtype != np.float16:
                 raise self._broken(path, f"{array.dtype} {array.shape} instead of float16 {wanted}")
             self._vectors[shard, part] = array
         return self._vectors[shard, part]
+
+    def _shard_array(self, shard: int, name: str, n_rows: int) -> np.ndarray:
+        """Packed residual codes of a shard, uint8 [n_rows, bytes], memory-mapped."""
+        path = layout.shard_folder(self.path, shard) / name
+        array = self._npy(path)
+        if array.dtype != np.uint8 or array.ndim != 2 or len(array) != n_rows:
+            raise self._broken(path, f"{array.dtype} {array.shape} instead of uint8 {(n_rows,)}")
+        return array
+
+    def _npy(self, path: Path) -> np.ndarray:
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._broken(path, error) from error
 
     def _table(self, shard: int) -> pa.Table:
         if shard not in self._tables:

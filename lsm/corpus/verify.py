@@ -18,12 +18,16 @@ from lsm.corpus.writer import content_sha256, read_done, text_sha256
 from lsm.errors import UserError
 from lsm.files import sha256_file
 
+ReadTexts = Callable[[int], list[str]]
+"""Number of a document → its sentences, read from their residual codes."""
 
-def verify(corpus: Corpus, advance: Callable[[int], None] = lambda n: None) -> None:
+
+def verify(corpus: Corpus, advance: Callable[[int], None] = lambda n: None, read_texts: ReadTexts | None = None) -> None:
     """Check a finished corpus from end to end, shard by shard.
 
     Args:
         advance: called with the number of sentences of every shard that is good.
+        read_texts: reads the sentences of a document where the corpus keeps none.
 
     Raises:
         UserError: names the first broken shard, what is wrong with it, and how to mend it.
@@ -36,7 +40,8 @@ def verify(corpus: Corpus, advance: Callable[[int], None] = lambda n: None) -> N
         )
     n_documents = 0
     for index, entry in enumerate(corpus.manifest["shards"]):
-        problem = shard_problem(corpus.path, index, corpus.dim) or _differs_from_manifest(corpus, index)
+        read = None if read_texts is None or corpus.keeps_text else _of_shard(corpus, read_texts, n_documents, entry["n_documents"])
+        problem = shard_problem(corpus.path, index, corpus.dim, read) or _differs_from_manifest(corpus, index)
         if problem:
             raise UserError(
                 f"{corpus.path} is not whole: shard {entry['name']}: {problem}; delete {layout.shard_folder(corpus.path, index)} "
@@ -48,8 +53,12 @@ def verify(corpus: Corpus, advance: Callable[[int], None] = lambda n: None) -> N
         raise UserError(f"{corpus.path / layout.MANIFEST}: its counts contradict its shards; delete it and run encode-corpus again")
 
 
-def shard_problem(path: Path, index: int, dim: int) -> str | None:
-    """What is wrong with a shard, in a few words; None when it is whole."""
+def _of_shard(corpus: Corpus, read_texts: ReadTexts, first: int, n: int) -> Callable[[], list[str]]:
+    return lambda: [text for doc in range(first, first + n) for text in read_texts(doc)]
+
+
+def shard_problem(path: Path, index: int, dim: int, read: Callable[[], list[str]] | None = None) -> str | None:
+    """What is wrong with a shard, in a few words; None when it is whole. `read` gives its sentences where it keeps no text."""
     folder = layout.shard_folder(path, index)
     try:
         done = read_done(path, index)
@@ -71,12 +80,17 @@ def shard_problem(path: Path, index: int, dim: int) -> str | None:
         return f"{len(sentences)} sentences and {len(documents)} documents, not {done['n_sentences']} and {done['n_documents']}"
     if not np.isfinite(z_SD).all():
         return f"vector {int(np.flatnonzero(~np.isfinite(z_SD).all(axis=1))[0])} is not finite"
-    return _text_problem(sentences, documents, done["content_sha256"])
+    texts = sentences["text"].to_pylist()
+    if sentences["text"].null_count:
+        if read is None:
+            return None
+        texts = read()
+    return _text_problem(sentences, texts, documents, done["content_sha256"])
 
 
-def _text_problem(sentences: pa.Table, documents: pa.Table, expected: str) -> str | None:
+def _text_problem(sentences: pa.Table, texts: list[str], documents: pa.Table, expected: str) -> str | None:
     row = 0
-    columns = {name: sentences[name].to_pylist() for name in ("doc_id", "text", "gap", "char_start", "char_end")}
+    columns = {name: sentences[name].to_pylist() for name in ("doc_id", "gap", "char_start", "char_end")} | {"text": texts}
     rows = documents.to_pylist()
     for document in rows:
         stop = row + document["n_sentences"]

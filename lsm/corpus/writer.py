@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -71,6 +71,9 @@ def write_shard(
     z_SD: np.ndarray,
     n_tokens: Sequence[int] | np.ndarray,
     truncated: Sequence[bool] | np.ndarray,
+    *,
+    residual: Mapping[str, np.ndarray] | None = None,
+    keep_text: bool = True,
 ) -> dict[str, Any]:
     """Write shard `index` as one atomic folder; returns its done record.
 
@@ -79,6 +82,8 @@ def write_shard(
         z_SD: sentence vectors, stored as float16.
         n_tokens: tokens the encoder read of each sentence, [S].
         truncated: whether the encoder cut the sentence, [S].
+        residual: arrays of a residual code, as `lsm.codes.storage.to_arrays` gives them.
+        keep_text: False leaves the sentences' text out: the residual code is all that is left of it.
 
     Raises:
         UserError: a vector is not finite in float16, the disk is full, or the folder cannot be written.
@@ -88,15 +93,22 @@ def write_shard(
     with np.errstate(over="ignore"):
         half_SD = np.ascontiguousarray(z_SD, dtype="<f2")
     _refuse_not_finite(half_SD, documents)
-    tables = {layout.SENTENCES: _sentence_table(documents, n_tokens, truncated), layout.DOCUMENTS: _document_table(index, documents)}
+    assert keep_text or residual is not None
+    sentences = _sentence_table(documents, n_tokens, truncated, keep_text=keep_text)
+    arrays = {layout.SEMANTIC: half_SD}
+    if residual is not None:
+        sentences = _with_residual(sentences, residual)
+        arrays |= {layout.RESIDUAL: residual["residual"], layout.RESIDUAL_MORE: residual["residual-more"]}
+    tables = {layout.SENTENCES: sentences, layout.DOCUMENTS: _document_table(index, documents)}
     with atomic_folder(layout.shard_folder(corpus, index)) as folder:
-        with open(folder / layout.SEMANTIC, "wb") as handle:
-            write_npy(handle, half_SD)
+        for name, array in arrays.items():
+            with open(folder / name, "wb") as handle:
+                write_npy(handle, np.ascontiguousarray(array))
         for name, table in tables.items():
             write_parquet(folder / name, table)
         done = {
             "content_sha256": content_sha256((document.doc_id, document.text_sha256) for document in documents),
-            "files": {name: sha256_file(folder / name) for name in layout.SHARD_FILES},
+            "files": {name: sha256_file(folder / name) for name in (*arrays, *tables)},
             "n_characters": sum(document.n_characters for document in documents),
             "n_documents": len(documents),
             "n_sentences": len(half_SD),
@@ -113,7 +125,15 @@ def read_done(corpus: Path, index: int) -> dict[str, Any] | None:
     return read_json(marker) if marker.exists() else None
 
 
-def write_manifest(corpus: Path, n_shards: int, encoder: dict[str, Any], segmentation: dict[str, Any]) -> dict[str, Any]:
+def write_manifest(
+    corpus: Path,
+    n_shards: int,
+    encoder: dict[str, Any],
+    segmentation: dict[str, Any],
+    *,
+    residual: dict[str, Any] | None = None,
+    keep_text: bool = True,
+) -> dict[str, Any]:
     """Make a corpus of the first `n_shards` finished shards: `documents.parquet`, then `manifest.json`, last.
 
     The tables of documents are joined shard by shard, so memory stays bounded by one shard.
@@ -131,8 +151,9 @@ def write_manifest(corpus: Path, n_shards: int, encoder: dict[str, Any], segment
         "format": layout.FORMAT,
         "format_version": layout.FORMAT_VERSION,
         "encoder": encoder,
-        "residual": None,
-        "parts": [layout.semantic_part(int(encoder["dim"]))],
+        "residual": residual,
+        "text": "kept" if keep_text else "dropped",
+        "parts": [layout.semantic_part(int(encoder["dim"])), *([layout.residual_part(residual)] if residual else [])],
         "segmentation": segmentation,
         "documents_sha256": sha256_file(corpus / layout.DOCUMENTS),
         "shards": shards,
@@ -174,7 +195,16 @@ def write_parquet(path: Path, table: pa.Table) -> None:
         pq.write_table(table, handle, compression="zstd", row_group_size=max(len(table), 1))
 
 
-def _sentence_table(documents: Sequence[SegmentedDocument], n_tokens: Any, truncated: Any) -> pa.Table:
+def _with_residual(sentences: pa.Table, residual: Mapping[str, np.ndarray]) -> pa.Table:
+    """The table of sentences with the columns of `format.RESIDUAL_SCHEMA` at its end."""
+    ends = np.cumsum(residual["code_count"], dtype=np.int64)
+    steps = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]).astype(np.int32)), pa.array(residual["code_steps"], pa.uint16()))
+    for column in layout.RESIDUAL_SCHEMA:
+        sentences = sentences.append_column(column, steps if column.name == "code_steps" else pa.array(residual[column.name], column.type))
+    return sentences
+
+
+def _sentence_table(documents: Sequence[SegmentedDocument], n_tokens: Any, truncated: Any, *, keep_text: bool) -> pa.Table:
     counts = np.array([len(document.sentences) for document in documents], dtype=np.int32)
     rows = [sentence for document in documents for sentence in document.sentences]
     doc_ids = pa.DictionaryArray.from_arrays(
@@ -187,7 +217,7 @@ def _sentence_table(documents: Sequence[SegmentedDocument], n_tokens: Any, trunc
         "truncated": np.asarray(truncated, dtype=bool),
     }
     for name in ("section", "part", "text", "char_start", "char_end", "gap"):
-        columns[name] = [getattr(row, name) for row in rows]
+        columns[name] = [getattr(row, name) if keep_text or name != "text" else None for row in rows]
     arrays = [
         columns[name] if name == "doc_id" else pa.array(columns[name], kind)
         for name, kind in zip(layout.SENTENCE_SCHEMA.names, layout.SENTENCE_SCHEMA.types, strict=True)

@@ -38,10 +38,16 @@ class RunPlan:
     segmentation: dict[str, Any]
     shard_rows: int
     window_rows: int = WINDOW_ROWS
+    residual: dict[str, Any] | None = None
+    """What fixes the residual code; None = semantic vectors only."""
+    keep_text: bool = True
+    """False: sentences are kept as residual codes alone."""
     stages: list[Stage] = field(default_factory=list)
 
     @classmethod
-    def of(cls, encoder: dict[str, Any], settings: EncodeSettings) -> RunPlan:
+    def of(
+        cls, encoder: dict[str, Any], settings: EncodeSettings, *, residual: dict[str, Any] | None = None, keep_text: bool = True
+    ) -> RunPlan:
         """The plan of a run with this encoder and these settings, without stages."""
         package = {"sentencex": "sentencex", "sat": "wtpsplit-lite"}[settings.segmenter]
         try:
@@ -51,7 +57,7 @@ class RunPlan:
         segmentation = {
             "segmenter": f"{settings.segmenter} {release}", "language": settings.language, "cap_characters": settings.cap_characters
         }  # fmt: skip
-        return cls(encoder, segmentation, settings.shard_rows)
+        return cls(encoder, segmentation, settings.shard_rows, residual=residual, keep_text=keep_text)
 
     @classmethod
     def load(cls, corpus: Path) -> RunPlan | None:
@@ -79,7 +85,8 @@ class RunPlan:
         mine, theirs = self._settings(), wanted._settings()
         if mine == theirs:
             return
-        differences = [f"{key}: {mine[key]!r} there, {theirs.get(key)!r} now" for key in mine if mine[key] != theirs.get(key)]
+        keys = [*mine, *(key for key in theirs if key not in mine)]
+        differences = [f"{key}: {mine.get(key)!r} there, {theirs.get(key)!r} now" for key in keys if mine.get(key) != theirs.get(key)]
         raise UserError(
             f"{corpus} was begun with other settings [{self.settings_fingerprint()}] than now [{wanted.settings_fingerprint()}]: "
             f"{'; '.join(differences)}; give the same options again or choose another --out"
@@ -88,7 +95,9 @@ class RunPlan:
     def _settings(self) -> dict[str, Any]:
         # The encoder's name is only a label: one model has several (asset name, folder).
         encoder = {f"encoder {key}": value for key, value in self.encoder.items() if key != "name"}
-        return encoder | dict(self.segmentation) | {"shard_rows": self.shard_rows, "window_rows": self.window_rows}
+        rest = {name: getattr(self, name) for name in ("shard_rows", "window_rows", "keep_text")}
+        rest |= {f"residual {key}": value for key, value in (self.residual or {"kind": "none"}).items()}
+        return encoder | dict(self.segmentation) | rest
 
 
 def windows(n_rows: int, window_rows: int) -> list[slice]:

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from lsm.codes.storage import to_arrays
+from lsm.codes.superposition import Codes
 from lsm.corpus import format as layout
 from lsm.corpus.writer import read_done, write_manifest, write_shard
 from lsm.encode.cut import CutShard, Cutter, DocumentLike, Segment, finished_documents
 from lsm.encode.encoder import EncodedBatch, EncoderInfo, Precision
 from lsm.encode.plan import Resume, RunPlan, Stage, windows
-from lsm.encode.worker import EncodingPool, WorkerDied
+from lsm.encode.worker import EncodingPool, LoadCoder, WorkerDied
 from lsm.errors import UserError
 from lsm.files import TEMPORARY_SUFFIX, read_json, remove_leftovers
 from lsm.lock import LOCK, only_writer
@@ -44,6 +46,8 @@ class EncodeJob:
     segment: Segment
     precision: Precision = "auto"
     workers: int | None = None
+    load_coder: LoadCoder | None = None
+    """Makes the residual codes that `plan.residual` describes."""
     resume: Resume = "auto"
     append: bool = False
     expected_bytes: int | None = None
@@ -76,7 +80,7 @@ def encode_corpus(job: EncodeJob, documents: Iterable[DocumentLike]) -> dict[str
         cutter = _cutter(job, plan, n_finished)
         written = _Written()
         n_shards = cutter.first_shard
-        with EncodingPool(job.n_workers, job.info.name, device=job.info.device, precision=job.precision) as pool:
+        with EncodingPool(job.n_workers, job.info.name, device=job.info.device, precision=job.precision, load_coder=job.load_coder) as pool:
             try:
                 n_shards += _encode_shards(job, plan, cutter, pool, documents, written)
             except WorkerDied as error:
@@ -91,7 +95,8 @@ def encode_corpus(job: EncodeJob, documents: Iterable[DocumentLike]) -> dict[str
         if nothing_to_do:
             manifest = read_json(job.out / layout.MANIFEST)
         else:
-            manifest = write_manifest(job.out, n_shards, plan.encoder, plan.segmentation)
+            how = {"residual": plan.residual, "keep_text": plan.keep_text}
+            manifest = write_manifest(job.out, n_shards, plan.encoder, plan.segmentation, **how)
     if nothing_to_do:
         say(f"nothing to do: {job.out} holds all {manifest['n_documents']:,} documents", quiet=job.quiet)
     return _results(job, manifest, cutter, written, time.monotonic() - start)
@@ -193,7 +198,9 @@ def _write(
     z_SD = np.concatenate([batch.vectors for batch in batches] or [np.zeros((0, job.info.fingerprint["dim"]), np.float16)])
     n_tokens = np.concatenate([batch.n_tokens for batch in batches] or [np.zeros(0, np.int32)])
     truncated = np.concatenate([batch.truncated for batch in batches] or [np.zeros(0, bool)])
-    write_shard(job.out, shard.index, shard.documents, z_SD, n_tokens, truncated)
+    codes = [batch.residual for batch in batches if batch.residual is not None]
+    residual = to_arrays(Codes.join(codes)) if codes else None
+    write_shard(job.out, shard.index, shard.documents, z_SD, n_tokens, truncated, residual=residual, keep_text=job.plan.keep_text)
     written.sentences += len(z_SD)
     written.shards += 1
 
@@ -208,6 +215,8 @@ def _say_plan(job: EncodeJob, first: CutShard, n_passed: int, pool: EncodingPool
     say(f"encode-corpus → {job.out}")
     say(f"  encoder  {layout.encoder_line(info.fingerprint)}, at most {info.fingerprint['max_tokens']} tokens a sentence")
     say(f"  device   {info.device} ({info.why}); {job.n_workers} workers")
+    if job.plan.residual:
+        say(f"  residual {layout.residual_line(job.plan.residual)}")
     if n_passed:
         say(f"  resume   {n_passed} finished shards are kept")
     rows = max(first.n_sentences, 1)
@@ -216,7 +225,8 @@ def _say_plan(job: EncodeJob, first: CutShard, n_passed: int, pool: EncodingPool
     total = None
     if job.expected_bytes and job.stage.limit_documents is None:
         total = max(round(job.expected_bytes * rows / max(text_bytes, 1)) - n_passed * job.plan.shard_rows, rows)
-        row_bytes = 2 * dim + text_bytes / rows * 0.5 + 8
+        code_bytes = job.plan.residual["dims"] * job.plan.residual["bits"] / 8 + 12 if job.plan.residual else 0
+        row_bytes = 2 * dim + code_bytes + (text_bytes / rows * 0.5 if job.plan.keep_text else 0) + 8
         free = shutil.disk_usage(job.out).free
         say(f"  to write about {total * row_bytes / 2**20:,.0f} MiB ({free / 2**20:,.0f} MiB free)")
     texts = [sentence.text for document in first.documents for sentence in document.sentences]

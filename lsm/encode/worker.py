@@ -11,14 +11,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,16 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON
 _PROBE_TEXTS = 96
 
 
+Coder = Callable[[Sequence[str]], Any]
+"""Texts → their residual codes, as `lsm.codes.superposition.Codes`."""
+LoadCoder = Callable[[], Coder]
+
+
+class _Loaded(NamedTuple):
+    encoder: SentenceEncoder
+    coder: Coder | None
+
+
 class WorkerDied(Exception):
     """A worker process ended without an answer: killed, most likely for memory."""
 
@@ -36,8 +46,9 @@ class WorkerDied(Exception):
 class EncodingPool:
     """`n` processes that each hold the encoder, started by the first task. A context manager: leaving it on an error kills them at once."""
 
-    def __init__(self, n: int, name: str, *, device: str, precision: Precision) -> None:
-        self._n, self._arguments = n, (name, device, precision)
+    def __init__(self, n: int, name: str, *, device: str, precision: Precision, load_coder: LoadCoder | None = None) -> None:
+        """`load_coder` is pickled and called in each worker: what it returns makes the residual codes of texts."""
+        self._n, self._arguments, self._load_coder = n, (name, device, precision), load_coder
         self._threads = ThreadPoolExecutor(n)
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
@@ -71,7 +82,7 @@ class EncodingPool:
         context = get_context("spawn")
         while len(self._processes) < self._n:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, os.getpid(), self._arguments), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, os.getpid(), self._arguments, self._load_coder), daemon=True)
             with _one_thread_each():
                 process.start()
             theirs.close()
@@ -108,17 +119,17 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Precision]) -> None:
+def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Precision], load_coder: LoadCoder | None) -> None:
     """Life of a worker: load the encoder with the first task, answer until the pipe ends."""
     _die_with(parent)
-    encoder: SentenceEncoder | None = None
+    encoder: _Loaded | None = None
     while True:
         try:
             task, texts = connection.recv()
         except EOFError:
             return
         try:
-            encoder = encoder or _loaded(*arguments)
+            encoder = encoder or _loaded(*arguments, load_coder)
             answer = task(encoder, texts)
         except UserError as error:
             answer = error
@@ -138,23 +149,25 @@ def _die_with(parent: int) -> None:
             os._exit(1)
 
 
-def _loaded(name: str, device: str, precision: Precision) -> SentenceEncoder:
+def _loaded(name: str, device: str, precision: Precision, load_coder: LoadCoder | None) -> _Loaded:
     encoder = load_encoder(name, device=device, precision=precision)
+    coder = load_coder() if load_coder is not None else None
     if "torch" in sys.modules:
         import torch
 
         torch.set_num_threads(1)
-    return encoder
+    return _Loaded(encoder, coder)
 
 
-def _encode(encoder: SentenceEncoder, texts: list[str]) -> EncodedBatch:
-    batch = encoder.encode(texts)
+def _encode(loaded: _Loaded, texts: list[str]) -> EncodedBatch:
+    batch = loaded.encoder.encode(texts)
+    residual = loaded.coder(texts) if loaded.coder is not None else None
     with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite and is refused by the writer
-        return EncodedBatch(batch.vectors.astype(np.float16), batch.n_tokens, batch.truncated)
+        return EncodedBatch(batch.vectors.astype(np.float16), batch.n_tokens, batch.truncated, residual)
 
 
-def _probe(encoder: SentenceEncoder, texts: list[str]) -> float:
-    encoder.encode(texts[: len(texts) // 3])
+def _probe(loaded: _Loaded, texts: list[str]) -> float:
+    _encode(loaded, texts[: len(texts) // 3])
     start = time.perf_counter()
-    encoder.encode(texts)
+    _encode(loaded, texts)
     return len(texts) / max(time.perf_counter() - start, 1e-9)

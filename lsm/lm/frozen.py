@@ -17,13 +17,11 @@ from lsm.errors import UserError
 from lsm.files import fingerprint
 from lsm.lm.generation import Bias, Sampling, generate_ids
 from lsm.lm.loss import frozen_cross_entropy, frozen_mean
-from lsm.lm.tokens import ByteTokens, FolderTokens, Tokens, pad_ids
+from lsm.lm.tokens import STUB, ByteTokens, FolderTokens, Tokens, pad_ids
 from lsm.provenance import fast_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-STUB = "stub"
 
 
 class FrozenLM:

@@ -28,6 +28,22 @@ class Tokens(Protocol):
         """The text of ids; special tokens are left out."""
         ...
 
+    def encode_exact(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text with nothing taken for a special token, so that `decode_exact` gives most texts back."""
+        ...
+
+    def decode_exact(self, ids: Sequence[int]) -> str:
+        """The text of ids, every token written out."""
+        ...
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token → id."""
+        ...
+
+    def special_ids(self) -> list[int]:
+        """Ids that `encode_exact` never gives."""
+        ...
+
 
 class ByteTokens:
     """UTF-8 bytes as tokens 0–255 and an end token 256."""
@@ -40,6 +56,14 @@ class ByteTokens:
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    encode_exact, decode_exact = encode, decode
+
+    def vocabulary(self) -> dict[str, int]:
+        return {f"<0x{byte:02X}>": byte for byte in range(256)} | {"<end>": self.end_id}
+
+    def special_ids(self) -> list[int]:
+        return [self.end_id]
 
 
 class FolderTokens:
@@ -61,6 +85,34 @@ class FolderTokens:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def encode_exact(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True).input_ids if len(texts) else []
+
+    def decode_exact(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def vocabulary(self) -> dict[str, int]:
+        return self._tokenizer.get_vocab()
+
+    def special_ids(self) -> list[int]:
+        return sorted(self._tokenizer.all_special_ids)
+
+
+STUB = "stub"
+
+
+def load_tokens(name: str) -> Tokens:
+    """The tokenizer of an LM (asset name, hub id, folder, or `stub`) without the LM.
+
+    Raises:
+        UserError: unknown name, or no tokenizer there.
+    """
+    if name == STUB:
+        return ByteTokens()
+    from lsm.assets import resolve
+
+    return FolderTokens(Path(resolve(name).path))
 
 
 def pad_ids(rows: Sequence[Sequence[int]], end_id: int) -> tuple[Tensor, Tensor]:

@@ -51,18 +51,20 @@ ROUNDTRIP = (
     Column("label", "decoder", "text"),
     Column("n", "n", "count"),
     Column("exact_match", "exact", "share"),
+    Column("certified", "certified", "share"),
     Column("bleu", "BLEU", interval=True),
     Column("token_f1", "token F1", "share", interval=True),
     Column("chrf", "chrF"),
     Column("cosine", "cosine", "share", interval=True),
     Column("cosine_independent", "cosine\n(independent)", "share"),
     Column("bytes_per_sentence", "vector\nbytes", "bytes"),
+    Column("residual_bytes", "of it\ncode", "bytes"),
     Column("utf8_bytes", "UTF-8\nbytes", "bytes"),
     Column("zstd_bytes", "zstd\nbytes", "bytes"),
     Column("encoder_calls", "encoder\ncalls"),
     Column("sentences_per_second", "sentences\n/s"),
 )
-ROUNDTRIP_BY_LENGTH = (ROUNDTRIP[0], Column("length", "characters", "text"), *ROUNDTRIP[1:8], Column("utf8_bytes", "UTF-8\nbytes", "bytes"))
+ROUNDTRIP_BY_LENGTH = (ROUNDTRIP[0], Column("length", "characters", "text"), *ROUNDTRIP[1:9], Column("utf8_bytes", "UTF-8\nbytes", "bytes"))
 
 
 def cell(row: dict[str, Any], column: Column, *, with_interval: bool = True) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lsm.bench.roundtrip import Sample, add_noise, cosines, length_buckets, measure
+from lsm.bench.roundtrip import Board, Sample, add_noise, cosines, length_buckets, measure
 
 DESIGN_COLUMNS = {
     "encoder", "decoder", "residual", "residual_dims", "domain", "n", "exact_match", "bleu", "token_f1", "chrf", "cosine",
@@ -45,7 +45,7 @@ def sample() -> Sample:
 
 
 def test_a_perfect_decoder_scores_perfectly_and_its_controls_do_not(sample: Sample) -> None:
-    trip = measure(sample, [Lookup()], encode=encode, independent=encode, resamples=20)
+    trip = measure(Board(sample, encode=encode, independent=encode, resamples=20), [Lookup()])
     own, shuffled, zero = trip.rows
     assert set(own) >= DESIGN_COLUMNS
     assert own["exact_match"] == 1 and own["bleu"] == pytest.approx(100) and own["token_f1"] == 1 and own["cosine"] == pytest.approx(1)
@@ -59,13 +59,13 @@ def test_a_perfect_decoder_scores_perfectly_and_its_controls_do_not(sample: Samp
 
 
 def test_retrieval_has_no_broken_inputs_and_no_independent_encoder_leaves_the_column_empty(sample: Sample) -> None:
-    trip = measure(sample, [Retrieval()], encode=encode, independent=None, resamples=0)
+    trip = measure(Board(sample, encode=encode, independent=None, resamples=0), [Retrieval()])
     (row,) = trip.rows
     assert row["label"] == "retrieval" and row["cosine_independent"] is None and row["encoder_calls"] == 0
 
 
 def test_length_buckets_add_up(sample: Sample) -> None:
-    trip = measure(sample, [Lookup()], encode=encode, independent=None, controls=False, resamples=0)
+    trip = measure(Board(sample, encode=encode, independent=None, resamples=0), [Lookup()], controls=False)
     assert [row["length"] for row in trip.by_length] == ["1–50", "51–100"]
     assert sum(row["n"] for row in trip.by_length) == 20
     assert sum(int(inside.sum()) for _, inside in length_buckets(["x" * n for n in (1, 50, 51, 150, 200, 201, 999)])) == 7
@@ -80,6 +80,6 @@ def test_noise_has_the_angle_it_says_and_keeps_the_length() -> None:
 
 
 def test_noise_lowers_the_cosine_but_is_judged_against_the_clean_vector(sample: Sample) -> None:
-    clean = measure(sample, [Lookup()], encode=encode, independent=None, controls=False, resamples=0).rows[0]
-    noisy = measure(sample, [Lookup()], encode=encode, independent=None, controls=False, noise=3.0, resamples=0).rows[0]
+    clean = measure(Board(sample, encode=encode, independent=None, resamples=0), [Lookup()], controls=False).rows[0]
+    noisy = measure(Board(sample, encode=encode, independent=None, noise=3.0, resamples=0), [Lookup()], controls=False).rows[0]
     assert noisy["noise"] == 3.0 and noisy["exact_match"] < clean["exact_match"]

@@ -1,0 +1,137 @@
+"""What fixes a superposition code, byte for byte (docs/codes.md): the tokens, the dimensions, the seed, the quantiser and its schedule.
+
+Letters: k dimensions of a code, T tokens in a code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from lsm.errors import UserError
+from lsm.files import fingerprint
+
+KIND = "superposition"
+FORMAT = 1
+BYTE_SYMBOLS = 256
+"""Symbols after the vocabulary, one a byte, for texts that the tokenizer does not give back."""
+
+AMPLITUDE_BITS = 14
+"""The first token of a code has amplitude 2^14."""
+FALL_HALF_BITS = {8: 14, 6: 10, 4: 6}
+"""By bits of the quantiser: how far the amplitude falls from a code's first token to past its last, in halves of a power of two."""
+CLIP_64THS = {8: 64, 6: 60, 4: 46}
+"""By bits of the quantiser: the value that its last level stands for, in 64ths of the code's largest entry."""
+LEAST_MARGIN = 22.0
+"""Nats a token that a code keeps at least, by taking fewer tokens: with the LM as prior greedy reading is then nearly always exact."""
+MAX_TOKENS = 2**16 - 1
+MAX_DIMS = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodeSpec:
+    """One superposition code; equal specs give equal bytes for equal texts, on every machine and in every version."""
+
+    vocabulary: int
+    """Number of token ids of the tokenizer, V."""
+    vocabulary_sha256: str
+    """sha256 of the canonical JSON of its token → id map: what a reader needs to turn ids into text."""
+    dims: int = 256
+    """Entries of a code, k."""
+    bits: int = 8
+    """Bits of a stored entry: 8, 6 or 4."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bits not in FALL_HALF_BITS:
+            raise UserError(f"residual bits {self.bits}: choose from {', '.join(map(str, FALL_HALF_BITS))}")
+        if not 8 <= self.dims <= MAX_DIMS or self.dims % 8:
+            raise UserError(f"residual dims {self.dims}: must be a multiple of 8 from 8 to {MAX_DIMS}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"residual seed {self.seed}: must lie in 0 … 2^63 − 1")
+
+    @property
+    def bytes_per_code(self) -> int:
+        """Bytes of one code's entries, packed."""
+        return self.dims * self.bits // 8
+
+    @property
+    def largest_level(self) -> int:
+        """Largest quantised value: 127, 31 or 7."""
+        return 2 ** (self.bits - 1) - 1
+
+    @property
+    def tokens_per_code(self) -> int:
+        """Most tokens that one code should hold: as many as keep the margin (nats a token) above `LEAST_MARGIN`."""
+        return max(1, most_tokens(self.dims, self.bits, LEAST_MARGIN))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that decides the bytes; what a corpus carries."""
+        return {
+            "kind": KIND,
+            "format": FORMAT,
+            **dataclasses.asdict(self),
+            "fall_half_bits": FALL_HALF_BITS[self.bits],
+            "clip_64ths": CLIP_64THS[self.bits],
+            "tokens_per_code": self.tokens_per_code,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over `as_dict`."""
+        return fingerprint(self.as_dict())
+
+    @classmethod
+    def from_dict(cls, stored: Any, *, origin: str) -> CodeSpec:
+        """The spec that `as_dict` gave.
+
+        Raises:
+            UserError: of another kind, another format, or other tables than this version's; `origin` is named.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(stored, dict) or stored.get("kind") != KIND or not names <= set(stored):
+            raise UserError(f"{origin} does not describe a {KIND} code (found {str(stored)[:80]}); encode again")
+        spec = cls(**{name: stored[name] for name in names})
+        differing = [f"{key} {stored.get(key)} there, {value} here" for key, value in spec.as_dict().items() if stored.get(key) != value]
+        if differing:
+            raise UserError(f"{origin} holds another version of the code ({'; '.join(differing)}); read it with the lsm that wrote it")
+        return spec
+
+
+def margin(dims: int, bits: int, n_tokens: int) -> float:
+    """c, in nats: half the squared distance that each token of a full code stands off the noise, k/2·(2^(h/T) − 1) with the
+    schedule's fall of h/2 powers of two (REFERENCES: a_t² = (1 + 2c/k)^−t)."""
+    return dims / 2 * (2 ** (FALL_HALF_BITS[bits] / n_tokens) - 1)
+
+
+def most_tokens(dims: int, bits: int, least: float) -> int:
+    """Most tokens whose margin is at least `least`; 0 when one token's is not."""
+    n_tokens = 0
+    while n_tokens < MAX_TOKENS and margin(dims, bits, n_tokens + 1) >= least:
+        n_tokens += 1
+    return n_tokens
+
+
+@lru_cache(maxsize=1024)
+def amplitudes(n_tokens: int, bits: int) -> np.ndarray:
+    """A_t = ⌊2^(14 − h·t/(2T))⌋ for t = 0 … T−1, int64 [T], by exact integer roots; h = `FALL_HALF_BITS[bits]`."""
+    fall = FALL_HALF_BITS[bits]
+    roots = [_floor_power_of_two(2 * n_tokens * AMPLITUDE_BITS - fall * t, 2 * n_tokens) for t in range(n_tokens)]
+    table = np.array(roots, dtype=np.int64)
+    table.setflags(write=False)
+    return table
+
+
+def _floor_power_of_two(numerator: int, denominator: int) -> int:
+    """⌊2^(numerator/denominator)⌋ in integers."""
+    target, low, high = 1 << numerator, 1, 1 << (numerator // denominator + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if middle**denominator <= target:
+            low = middle
+        else:
+            high = middle
+    return low

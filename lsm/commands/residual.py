@@ -1,0 +1,104 @@
+"""Residual codes as the command line knows them: options, the coder that encoding workers load, and the reader of a corpus's codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lsm.errors import UserError
+
+if TYPE_CHECKING:
+    from lsm.codes.superposition import Codes, SuperpositionEncoder
+    from lsm.corpus.reader import Corpus
+    from lsm.decode.code_prior import Prior
+    from lsm.decode.code_reader import Reading
+
+DEFAULT_LM = "smollm2-135m-instruct"
+Residual = Literal["none", "superposition"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeRecipe:
+    """Which superposition code to make; picklable, for the workers."""
+
+    lm: str = DEFAULT_LM
+    """Whose tokenizer; its weights are not needed."""
+    dims: int = 256
+    bits: int = 8
+    seed: int = 0
+    verify: bool = False
+    """Decode each code, without a prior, and make it again until it is certified."""
+
+    def encoder(self) -> SuperpositionEncoder:
+        """The code's encoder; raises `UserError` for numbers that no code has."""
+        from lsm.codes.alphabet import Alphabet
+        from lsm.codes.superposition import SuperpositionEncoder
+        from lsm.lm.tokens import load_tokens
+
+        alphabet = Alphabet(load_tokens(self.lm))
+        return SuperpositionEncoder(alphabet.spec(dims=self.dims, bits=self.bits, seed=self.seed), alphabet)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a corpus carries: the code's spec, the name of the LM whose tokenizer it has, and whether its codes were verified."""
+        return self.encoder().spec.as_dict() | {"tokenizer": self.lm, "verified": self.verify}
+
+    def load_coder(self) -> Any:
+        """Texts → `Codes`; called in each encoding worker."""
+        encoder = self.encoder()
+        if not self.verify:
+            return encoder.encode
+        from lsm.decode.code_reader import LADDER_WITHOUT_PRIOR, CodeReader
+        from lsm.decode.verified import encode_verified
+
+        reader = CodeReader(encoder)
+
+        def coder(texts: Sequence[str]) -> Codes:
+            return encode_verified(encoder, reader, texts, LADDER_WITHOUT_PRIOR[:1]).codes
+
+        return coder
+
+
+class CorpusCodes:
+    """The sentences of a corpus, read from its residual codes: without a prior first, through the frozen LM where that is not enough."""
+
+    def __init__(self, corpus: Corpus, *, lm: str | None = None, device: Any = "cpu") -> None:
+        """Raises `UserError` when the corpus has no superposition code, or one over another tokenizer."""
+        from lsm.codes.alphabet import Alphabet
+        from lsm.codes.spec import CodeSpec
+        from lsm.codes.superposition import SuperpositionEncoder
+        from lsm.decode.code_reader import CodeReader
+        from lsm.lm.tokens import load_tokens
+
+        if corpus.residual is None:
+            raise UserError(f"corpus {corpus.path} has no residual codes; encode it with --residual superposition")
+        self.corpus, self.device = corpus, device
+        self.spec = CodeSpec.from_dict(corpus.residual, origin=f"residual of corpus {corpus.path}")
+        self.lm_name = lm or corpus.residual.get("tokenizer", DEFAULT_LM)
+        self.reader = CodeReader(SuperpositionEncoder(self.spec, Alphabet(load_tokens(self.lm_name))), device=device)
+        self.n_uncertified = self.n_through_lm = 0
+        self._prior: Prior | None = None
+
+    def texts(self, doc: int) -> list[str]:
+        """A document's sentences; what is not certified is counted and given as it was read."""
+        from lsm.codes.storage import from_arrays
+        from lsm.decode.code_reader import LADDER, LADDER_WITHOUT_PRIOR
+
+        codes = from_arrays(self.spec, self.corpus.residual_arrays(doc))
+        reading: Reading = self.reader.read(codes, LADDER_WITHOUT_PRIOR[:1])
+        texts, open_B = reading.texts, (~reading.certified_B).nonzero()[0]
+        if len(open_B):
+            again = self.reader.read(codes.select(open_B), LADDER[1:], self._lm_prior())
+            self.n_through_lm += len(open_B)
+            self.n_uncertified += int((~again.certified_B).sum())
+            for b, text in zip(open_B.tolist(), again.texts, strict=True):
+                texts[b] = text
+        return texts
+
+    def _lm_prior(self) -> Prior:
+        if self._prior is None:
+            from lsm.decode.code_prior import LMPrior
+            from lsm.lm.frozen import FrozenLM
+
+            self._prior = LMPrior(FrozenLM.load(self.lm_name, device=self.device))
+        return self._prior

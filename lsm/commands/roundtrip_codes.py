@@ -1,0 +1,115 @@
+"""The rows of `lsm roundtrip` for the superposition code: every combination of dimensions, bits and prior, greedy and with retry."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lsm.bench.roundtrip import Board, CodeRead
+from lsm.codes.superposition import Codes
+from lsm.commands.residual import DEFAULT_LM, CodeRecipe
+from lsm.decode.code_prior import LMPrior, Prior, previous_prior, semantic_prior
+from lsm.decode.code_reader import LADDER, LADDER_WITHOUT_PRIOR, CodeReader, Rung
+from lsm.errors import UserError
+
+if TYPE_CHECKING:
+    from lsm.commands.roundtrip import Options
+    from lsm.decode.load import DecoderSource
+
+PRIORS = ("none", "lm", "semantic", "previous")
+
+
+@dataclass
+class CodeRows:
+    """What is to be read: codes in several sizes, through several priors."""
+
+    recipes: list[CodeRecipe]
+    priors: list[tuple[str, Prior | None]]
+    retry: bool
+    device: str
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that `add_rows` adds."""
+        return len(self.recipes) * len(self.priors) * (2 if self.retry else 1)
+
+    def add_rows(self, board: Board, *, seed: int) -> None:
+        """Encode the board's sentences, add its noise, read and score."""
+        for recipe in self.recipes:
+            encoder = recipe.encoder()
+            codes = noisy(encoder.encode(board.sample.texts), board.noise, seed)
+            reader = CodeReader(encoder, device=self.device)
+            for name, prior in self.priors:
+                for label, ladder in ladders(prior, retry=self.retry):
+                    started = time.perf_counter()
+                    reading = reader.read(codes, ladder, prior, noise=board.noise)
+                    read = CodeRead("superposition", recipe.dims, recipe.bits, reading.certified_B, codes.bytes_B)
+                    row = f"code k={recipe.dims} int{recipe.bits}, prior {name}, {label}"
+                    board.add(row, reading.texts, seconds=time.perf_counter() - started, code=read)
+
+
+def plan(options: Options, source: DecoderSource, previous: Sequence[str], z_ND: np.ndarray) -> CodeRows:
+    """What `--residual-dims`, `--residual-bits` and `--prior` ask for.
+
+    Raises:
+        UserError: a number or a prior that does not exist, or a prior whose parts are not there.
+    """
+    from lsm.lm.frozen import FrozenLM
+
+    names = _parts(options.prior)
+    if unknown := [name for name in names if name not in PRIORS]:
+        raise UserError(f"--prior {','.join(unknown)}: choose from {', '.join(PRIORS)}")
+    prefix = source.prefix() if "semantic" in names else None
+    # The semantic prior's LM may carry an adapter's LoRA: the plain priors then get an LM of their own.
+    shared = prefix.lm if prefix is not None and not prefix.adapter.settings.lora_rank else None
+    lm = shared or (FrozenLM.load(options.lm or DEFAULT_LM, device=source.device) if {"lm", "previous"} & set(names) else None)
+    priors: list[tuple[str, Prior | None]] = []
+    for name in names:
+        if name == "none":
+            priors.append((name, None))
+        elif name == "semantic":
+            assert prefix is not None
+            priors.append((name, semantic_prior(prefix, z_ND)))
+        else:
+            assert lm is not None
+            priors.append((name, LMPrior(lm) if name == "lm" else previous_prior(lm, previous)))
+    recipe = CodeRecipe(lm=options.lm or DEFAULT_LM, seed=options.residual_seed)
+    sizes = [(dims, bits) for dims in _numbers(options.residual_dims, "dims") for bits in _numbers(options.residual_bits, "bits")]
+    recipes = [dataclasses.replace(recipe, dims=dims, bits=bits) for dims, bits in sizes]
+    for each in recipes:
+        each.encoder()  # refuses impossible numbers before anything long begins
+    return CodeRows(recipes, priors, options.retry, str(source.device))
+
+
+def ladders(prior: Prior | None, *, retry: bool) -> list[tuple[str, Sequence[Rung]]]:
+    """Greedy reading, and with `retry` the ladder of beams above it."""
+    if prior is None:
+        return [("greedy", LADDER_WITHOUT_PRIOR[:1]), *([("retry", LADDER_WITHOUT_PRIOR)] if retry else [])]
+    return [("greedy", LADDER[1:2]), *([("retry", LADDER)] if retry else [])]
+
+
+def noisy(codes: Codes, noise: float, seed: int) -> Codes:
+    """Codes with Gaussian noise of `noise` times their root mean square on every entry, rounded back to their levels."""
+    if noise == 0:
+        return codes
+    q_CK = codes.q_CK.astype(np.float64)
+    spread_C1 = noise * np.sqrt(np.mean(q_CK**2, axis=1, keepdims=True))
+    drawn_CK = np.random.default_rng((seed, 2)).standard_normal(q_CK.shape)
+    level = codes.spec.largest_level
+    return dataclasses.replace(codes, q_CK=np.clip(np.rint(q_CK + spread_C1 * drawn_CK), -level, level).astype(np.int8))
+
+
+def _parts(value: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def _numbers(value: str, what: str) -> list[int]:
+    try:
+        return [int(part) for part in _parts(value)]
+    except ValueError as error:
+        raise UserError(f"--residual-{what} {value}: give whole numbers separated by commas") from error
