@@ -9,8 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from zstandard import ZstdCompressionDict, ZstdCompressor
 
 _BLEU_ORDER = 4
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
@@ -86,25 +90,26 @@ def signatures() -> dict[str, str]:
 
 def utf8_bytes(texts: Sequence[str]) -> np.ndarray:
     """UTF-8 length of each text, [N]."""
-    return np.asarray([len(_bytes(text)) for text in texts], dtype=np.float64)
+    return np.asarray([len(to_bytes(text)) for text in texts], dtype=np.float64)
 
 
-def zstd_bytes(texts: Sequence[str]) -> np.ndarray:
-    """Length of each text compressed alone, [N]."""
-    codec = _zstd()
-    return np.asarray([codec.compress(_bytes(text)).size for text in texts], dtype=np.float64)
+def zstd_bytes(texts: Sequence[str], dictionary: ZstdCompressionDict | None = None) -> np.ndarray:
+    """Length of each text compressed alone, [N], with a dictionary that the reader has too or without one."""
+    compressor = _zstd(dictionary)
+    return np.asarray([len(compressor.compress(to_bytes(text))) for text in texts], dtype=np.float64)
 
 
 def zstd_bytes_together(texts: Sequence[str]) -> float:
     """Compressed length of all texts, one a line, in one frame, divided by their number."""
-    return _zstd().compress(_bytes("\n".join(texts))).size / len(texts)
+    return len(_zstd().compress(to_bytes("\n".join(texts)))) / len(texts)
 
 
-def _bytes(text: str) -> bytes:
+def to_bytes(text: str) -> bytes:
+    """UTF-8; a lone surrogate, which is no valid text, takes three bytes."""
     return text.encode("utf-8", "surrogatepass")
 
 
-def _zstd():
-    import pyarrow as pa
+def _zstd(dictionary: ZstdCompressionDict | None = None) -> ZstdCompressor:
+    from zstandard import ZstdCompressor
 
-    return pa.Codec("zstd", compression_level=ZSTD_LEVEL)
+    return ZstdCompressor(level=ZSTD_LEVEL, dict_data=dictionary, write_dict_id=False)
