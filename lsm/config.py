@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -46,6 +46,25 @@ def load_settings(kind: type[T], path: Path) -> T:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     return settings_from(kind, raw or {}, origin=str(path))
+
+
+def settings_kind_of(kinds: Any, path: Path | None) -> Any:
+    """Which settings class of a verb that trains several things (a union) the YAML file is for: the one whose `kind` it names, or the first.
+
+    Raises:
+        UserError: no class has the `kind` that the file names.
+    """
+    members = get_args(kinds) or (kinds,)
+    if path is None:
+        return members[0]
+    named = load_settings(dict[str, Any], path).get("kind")
+    for member in members:
+        if getattr(member, "kind", None) == named:
+            return member
+    if named is None:
+        return members[0]
+    there_are = ", ".join(repr(member.kind) for member in members if hasattr(member, "kind"))
+    raise UserError(f"config {path}: kind {named!r} is not one that this verb knows" + (f" ({there_are})" if there_are else ""))
 
 
 def settings_from(kind: type[T], raw: Any, *, origin: str) -> T:

@@ -21,10 +21,8 @@ BYTE_SYMBOLS = 256
 
 AMPLITUDE_BITS = 14
 """The first token of a code has amplitude 2^14."""
-FALL_HALF_BITS = {8: 14, 6: 10, 4: 6}
+FALL_HALF_BITS = {8: 15, 6: 10, 4: 6}
 """By bits of the quantiser: how far the amplitude falls from a code's first token to past its last, in halves of a power of two."""
-CLIP_64THS = {8: 64, 6: 60, 4: 46}
-"""By bits of the quantiser: the value that its last level stands for, in 64ths of the code's largest entry."""
 LEAST_MARGIN = 22.0
 """Nats a token that a code keeps at least, by taking fewer tokens: with the LM as prior greedy reading is then nearly always exact."""
 MAX_TOKENS = 2**16 - 1
@@ -75,7 +73,6 @@ class CodeSpec:
             "format": FORMAT,
             **dataclasses.asdict(self),
             "fall_half_bits": FALL_HALF_BITS[self.bits],
-            "clip_64ths": CLIP_64THS[self.bits],
             "tokens_per_code": self.tokens_per_code,
         }
 

@@ -18,16 +18,18 @@ class DecoderOptions(CommonOptions):
     """What `generate`, `invert` and `roundtrip` share."""
 
     corpus: Path | None = None
-    """Corpus whose sentences the phrase store holds, indexed in memory (retrieval, inversion)."""
+    """Corpus whose sentences the phrase store holds, indexed in memory (retrieval, inversion, guided)."""
     index: Path | None = None
-    """Phrase store from lsm build-index, instead of --corpus."""
+    """Phrase store from lsm build-index, instead of --corpus; phrases beside it are stitched with (inversion, guided)."""
     adapter: str | None = None
     """Adapter folder or name of a shipped one (prefix, inversion); default: the shipped one for the encoder."""
     lm: str | None = None
-    """Where the adapter's LM lies, when it is not the asset of its name."""
+    """Where the adapter's LM lies, when it is not the asset of its name; for guided any LM, default smollm2-135m-instruct."""
+    encoder_calls: int = 64
+    """Most texts that inversion and guided encode for one vector: more calls, nearer texts."""
 
     def source(self, encoder: SentenceEncoder, device: Any) -> DecoderSource:
-        """The decoders' parts for vectors of `encoder`, which also judges what `inversion` writes."""
+        """The decoders' parts for vectors of `encoder`, which also judges what `inversion` and `guided` write."""
         from lsm.decode.load import DecoderSource
 
         return DecoderSource(
@@ -38,5 +40,6 @@ class DecoderOptions(CommonOptions):
             adapter=self.adapter,
             lm=self.lm,
             encode=lambda texts: encoder.encode(texts).vectors,
+            encoder_calls=self.encoder_calls,
             quiet=self.quiet,
         )

@@ -21,8 +21,8 @@ class Options(DecoderOptions):
     """Encode this text and word its vector, instead of a file."""
     encoder: str = "minilm"
     """Encoder that the vectors come from; it also judges what comes back."""
-    decoder: Literal["prefix", "retrieval", "inversion"] = "prefix"
-    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: best of several tries."""
+    decoder: Literal["prefix", "retrieval", "inversion", "guided"] = "prefix"
+    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: search from these by re-encoding; guided: without adapter."""
     limit: int | None = None
     """Word only the first so many vectors."""
 
@@ -41,7 +41,7 @@ def run(options: Options) -> dict[str, Any]:
     device, _ = choose_device(options.device)
     encoder = load_encoder(options.encoder, device=options.device)
     z_BD = encoder.encode([options.text]).vectors if options.text is not None else _read_vectors(options.vectors, options.limit)
-    from lsm.decode.decoders import check_vectors
+    from lsm.decode.vectors import check_vectors
 
     check_vectors(z_BD, encoder.dim, encoder.fingerprint(), refuse_zeros=True)
     (decoder,) = options.source(encoder, device).load([options.decoder])
@@ -52,7 +52,13 @@ def run(options: Options) -> dict[str, Any]:
         print(" ".join(text.split()))
     say(f"cosine of the re-encoding: mean {cosine_B.mean():.3f}, lowest {cosine_B.min():.3f}", quiet=options.quiet)
     rows = [{"text": text, "cosine": round(float(cosine), 4)} for text, cosine in zip(texts, cosine_B, strict=True)]
-    return {"decoder": decoder.name, "encoder": options.encoder, "n": len(rows), "rows": rows}
+    return {
+        "decoder": decoder.name,
+        "encoder": options.encoder,
+        "n": len(rows),
+        "encoder_calls": decoder.encoder_calls_per_sentence,
+        "rows": rows,
+    }
 
 
 def _read_vectors(path: Path | None, limit: int | None) -> Any:

@@ -88,9 +88,15 @@ class PrefixAdapter(nn.Module):
         self.lexical_head = _LexicalHead(width, lm_width) if settings.lexical else None
         self.lora = nn.ParameterDict()
 
-    def trunk(self, z_BD: Tensor) -> Tensor:
-        """Features [B, F]; only the direction of a vector counts, so vectors stored at any scale are read alike."""
+    def trunk(self, z_BD: Tensor, more_BF: Tensor | None = None) -> Tensor:
+        """Features [B, F]; only the direction of a vector counts, so vectors stored at any scale are read alike.
+
+        Args:
+            more_BF: what else is known of the sentence, added where the vector comes in.
+        """
         x_BF = self.inlet(nn.functional.normalize(z_BD.float(), dim=-1) * math.sqrt(self.home.dim))
+        if more_BF is not None:
+            x_BF = x_BF + more_BF
         for block in self.blocks:
             x_BF = block(x_BF)
         return self.norm(x_BF)

@@ -91,6 +91,8 @@ class CodeReader:
         texts = [""] * len(codes)
         certified_B, rung_B = np.zeros(len(codes), bool), np.zeros(len(codes), np.int64)
         log_probability_B = np.full(len(codes), np.nan)
+        for b in np.flatnonzero(codes.n_tokens_B == 0):
+            _, certified_B[b], log_probability_B[b] = self._judged(codes, int(b), [([], 0.0)], prior is not None)
         for number, rung in enumerate(ladder):
             open_B = np.flatnonzero(~certified_B)
             for batch in self._batches(codes, open_B, rung, prior):
@@ -101,7 +103,11 @@ class CodeReader:
     def _batches(self, codes: Codes, open_B: np.ndarray, rung: Rung, prior: Prior | None) -> list[np.ndarray]:
         """Texts that are read together: of one alphabet and one group of the prior, about equally long."""
         in_bytes_B = codes.variant_B & IN_BYTES
-        keys = [(int(in_bytes_B[b]), prior.group(b) if prior and rung.prior else 0, int(codes.n_tokens_B[b]), b) for b in open_B.tolist()]
+        keys = [
+            (int(in_bytes_B[b]), prior.group(b) if prior and rung.prior else 0, int(codes.n_tokens_B[b]), b)
+            for b in open_B.tolist()
+            if codes.n_tokens_B[b]
+        ]
         keys.sort(reverse=True)
         size = max(1, ROWS_AT_ONCE // rung.beam)
         batches: list[list[int]] = []
@@ -111,9 +117,7 @@ class CodeReader:
             batches[-1].append(key[-1])
         return [np.array(batch) for batch in batches]
 
-    def _read_batch(
-        self, codes: Codes, batch: np.ndarray, rung: Rung, prior: Prior | None, noise: float
-    ) -> list[tuple[str, bool, float]]:
+    def _read_batch(self, codes: Codes, batch: np.ndarray, rung: Rung, prior: Prior | None, noise: float) -> list[tuple[str, bool, float]]:
         """(text, certified, log probability) of texts that are read side by side."""
         some = codes.select(batch)
         in_bytes = bool(some.variant_B[0] & IN_BYTES)

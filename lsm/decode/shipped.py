@@ -19,20 +19,29 @@ def find_adapter(name: str | None, *, encoder: dict[str, Any]) -> Path:
     Raises:
         UserError: no such adapter, or one for another encoder; the message lists what there is.
     """
-    names = sorted(path.name for path in SHIPPED.glob("*") if (path / CONFIG).exists())
+    names = _names()
     if name is None:
-        for shipped in names:
-            if same_space(_encoder_of(SHIPPED / shipped), encoder):
-                return SHIPPED / shipped
+        shipped = shipped_adapter(encoder)
+        if shipped is not None:
+            return shipped
         raise UserError(
             f"no shipped adapter reads vectors of {encoder_line(encoder)} (shipped: {', '.join(names) or 'none'}); "
-            "train one with lsm train-decoder and give it with --adapter RUN/final, or use --decoder retrieval"
+            "train one with lsm train-decoder and give it with --adapter RUN/final, or use --decoder guided or retrieval"
         )
     for folder in (Path(name), Path(name) / "final", SHIPPED / name):
         if (folder / CONFIG).is_file():
             require_same_space(_encoder_of(folder), encoder, what=f"adapter {name}")
             return folder
     raise UserError(f"--adapter {name}: neither a folder with an adapter nor a shipped one ({', '.join(names) or 'none shipped'})")
+
+
+def shipped_adapter(encoder: dict[str, Any]) -> Path | None:
+    """Folder of the first shipped adapter for this encoder, if there is one."""
+    return next((SHIPPED / name for name in _names() if same_space(_encoder_of(SHIPPED / name), encoder)), None)
+
+
+def _names() -> list[str]:
+    return sorted(path.name for path in SHIPPED.glob("*") if (path / CONFIG).exists())
 
 
 def _encoder_of(folder: Path) -> dict[str, Any]:

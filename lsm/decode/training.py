@@ -82,8 +82,7 @@ class PrefixTask(Task):
         counts_V = self.sentences.token_counts(len(lm.head_VH)) + 0.1
         frequency_V = (counts_V / counts_V.sum()).to(lm.device)
         self._log_frequency_V = frequency_V.log()
-        # Weights of Arora et al. 2017 (SIF): what a prefix position shall name is content, not function words.
-        self._content_V = _RARE / (_RARE + frequency_V)
+        self._content_V = content_weights(frequency_V)
         if settings.adapter.soft_words:
             self.adapter.word_offset_V.copy_(torch.log_softmax(self._log_frequency_V + self._content_V.log(), dim=0))
         self._n_lexical = settings.lexical_stage.steps * settings.accumulate
@@ -196,28 +195,10 @@ class PrefixTask(Task):
         lift_BH = lift_BTH[:, 0].float()
         with torch.autocast(self.lm.device.type, enabled=False):
             logsumexp_B = frozen_logsumexp(lift_BH, self.lm.head_VH, self._log_frequency_V)
-        return self._bag_loss(batch, weight_BT[:, None], lift_BH[:, None], logsumexp_B[:, None], self._log_frequency_V)
+        return bag_loss(self.lm, batch.ids_BT, weight_BT[:, None], lift_BH[:, None], logsumexp_B[:, None], self._log_frequency_V)
 
     def _word_loss(self, batch: SentenceBatch, prefix: Prefix) -> Tensor | None:
-        """Cross-entropy of each prefix position's words against the content words of its stretch of the sentence."""
-        if prefix.lift_BPH is None or prefix.logsumexp_BP is None:
-            return None
-        n_positions = prefix.lift_BPH.shape[1]
-        lengths_B1 = batch.mask_BT.sum(1, keepdim=True) - 1  # without the end token
-        place_BT = (torch.arange(batch.ids_BT.shape[1], device=self.lm.device) + 0.5) / lengths_B1.clamp(min=1)
-        centre_P = (torch.arange(n_positions, device=self.lm.device) + 0.5) / n_positions
-        near_BPT = torch.exp(-(((place_BT[:, None] - centre_P[:, None]) * n_positions) ** 2))
-        inside_BT = torch.arange(batch.ids_BT.shape[1], device=self.lm.device) < lengths_B1
-        weight_BPT = near_BPT * (inside_BT * self._content_V[batch.ids_BT])[:, None] + 1e-9 * batch.mask_BT[:, None]
-        return self._bag_loss(batch, weight_BPT, prefix.lift_BPH, prefix.logsumexp_BP, self.adapter.word_offset_V)
-
-    def _bag_loss(self, batch: SentenceBatch, weight_BPT: Tensor, lift_BPH: Tensor, logsumexp_BP: Tensor, offset_V: Tensor) -> Tensor:
-        """Mean cross-entropy of softmax(E·lift + offset) against each sentence's tokens in the proportions of `weight_BPT`."""
-        with torch.autocast(self.lm.device.type, enabled=False):
-            weight_BPT = weight_BPT / weight_BPT.sum(-1, keepdim=True)
-            target_BPH = _weighted_sums(weight_BPT, self.lm.head_VH[batch.ids_BT])
-            offset_BP = (weight_BPT * offset_V[batch.ids_BT][:, None]).sum(-1)
-            return (logsumexp_BP - (lift_BPH * target_BPH).sum(-1) - offset_BP).mean()
+        return word_loss(self.lm, prefix, batch.ids_BT, batch.mask_BT, self._content_V, self.adapter.word_offset_V)
 
     def _gather(self, source: TokenizedSentences, numbers_B: np.ndarray, *, lexical: bool, generator: torch.Generator) -> SentenceBatch:
         ids_BT, mask_BT = source.ids(numbers_B)
@@ -239,6 +220,34 @@ def add_noise(z_BD: Tensor, most: float, generator: torch.Generator) -> Tensor:
     alpha_B1 = torch.rand(len(z_BD), 1, generator=generator) * most
     noise_BD = torch.randn(z_BD.shape, generator=generator) / z_BD.shape[1] ** 0.5
     return (1 - alpha_B1).sqrt() * z_BD + alpha_B1.sqrt() * noise_BD
+
+
+def word_loss(lm: FrozenLM, prefix: Prefix, ids_BT: Tensor, mask_BT: Tensor, content_V: Tensor, offset_V: Tensor) -> Tensor | None:
+    """Cross-entropy of each prefix position's words against the content words of its stretch of the sentence; None without soft words."""
+    if prefix.lift_BPH is None or prefix.logsumexp_BP is None:
+        return None
+    n_positions = prefix.lift_BPH.shape[1]
+    lengths_B1 = mask_BT.sum(1, keepdim=True) - 1  # without the end token
+    place_BT = (torch.arange(ids_BT.shape[1], device=lm.device) + 0.5) / lengths_B1.clamp(min=1)
+    centre_P = (torch.arange(n_positions, device=lm.device) + 0.5) / n_positions
+    near_BPT = torch.exp(-(((place_BT[:, None] - centre_P[:, None]) * n_positions) ** 2))
+    inside_BT = torch.arange(ids_BT.shape[1], device=lm.device) < lengths_B1
+    weight_BPT = near_BPT * (inside_BT * content_V[ids_BT])[:, None] + 1e-9 * mask_BT[:, None]
+    return bag_loss(lm, ids_BT, weight_BPT, prefix.lift_BPH, prefix.logsumexp_BP, offset_V)
+
+
+def content_weights(frequency_V: Tensor) -> Tensor:
+    """Weights of Arora et al. 2017 (SIF): what a prefix position shall name is content, not function words."""
+    return _RARE / (_RARE + frequency_V)
+
+
+def bag_loss(lm: FrozenLM, ids_BT: Tensor, weight_BPT: Tensor, lift_BPH: Tensor, logsumexp_BP: Tensor, offset_V: Tensor) -> Tensor:
+    """Mean cross-entropy of softmax(E·lift + offset) against each sentence's tokens in the proportions of `weight_BPT`."""
+    with torch.autocast(lm.device.type, enabled=False):
+        weight_BPT = weight_BPT / weight_BPT.sum(-1, keepdim=True)
+        target_BPH = _weighted_sums(weight_BPT, lm.head_VH[ids_BT])
+        offset_BP = (weight_BPT * offset_V[ids_BT][:, None]).sum(-1)
+        return (logsumexp_BP - (lift_BPH * target_BPH).sum(-1) - offset_BP).mean()
 
 
 def _weighted_sums(weight_BPT: Tensor, embedded_BTH: Tensor) -> Tensor:

@@ -62,6 +62,20 @@ class TransformerEncoder:
             truncated[span] = np.array([bool(encoding.overflowing) for encoding in found])[rows]
         return EncodedBatch(vectors, n_tokens, truncated)
 
+    def token_states(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network makes of each word piece, before pooling, for what is trained on top of it; the texts form one batch.
+
+        Returns:
+            states_BTD float32, zeros where a text has ended, and mask_BT bool (True = a piece); both on the encoder's device.
+        """
+        import torch
+
+        with torch.no_grad():
+            hidden_BTH, mask_BT = self._states([encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))])
+        if mask_BT is None:
+            return hidden_BTH.float(), torch.ones(hidden_BTH.shape[:2], dtype=torch.bool, device=self.device)
+        return hidden_BTH.float() * mask_BT[..., None], mask_BT.bool()
+
     def _vectors(self, ids: list[list[int]]) -> np.ndarray:
         import torch
 
@@ -78,13 +92,7 @@ class TransformerEncoder:
     def _forward(self, ids: list[list[int]]) -> torch.Tensor:
         import torch
 
-        longest = max(len(row) for row in ids)
-        uniform = all(len(row) == longest for row in ids)
-        ids_BT = np.array([row if len(row) == longest else row + [self.model.pad_id] * (longest - len(row)) for row in ids], dtype=np.int64)
-        mask_BT = None
-        if not uniform:
-            mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self.device)
-        hidden_BTH = self._network(input_ids=torch.from_numpy(ids_BT).to(self.device), attention_mask=mask_BT).last_hidden_state
+        hidden_BTH, mask_BT = self._states(ids)
         if self.model.pooling == "cls":
             pooled_BH = hidden_BTH[:, 0].float()
         elif mask_BT is None:
@@ -92,6 +100,19 @@ class TransformerEncoder:
         else:
             pooled_BH = (hidden_BTH.float() * mask_BT[..., None]).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
         return torch.nn.functional.normalize(pooled_BH, dim=-1) if self.model.normalised else pooled_BH
+
+    def _states(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Last hidden states [B, T, H] and the mask [B, T], None where all rows are of one length."""
+        import torch
+
+        longest = max(len(row) for row in ids)
+        uniform = all(len(row) == longest for row in ids)
+        ids_BT = np.array([row if len(row) == longest else row + [self.model.pad_id] * (longest - len(row)) for row in ids], dtype=np.int64)
+        mask_BT = None
+        if not uniform:
+            mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self.device)
+        output = self._network(input_ids=torch.from_numpy(ids_BT).to(self.device), attention_mask=mask_BT)
+        return output.last_hidden_state, mask_BT
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm.decode.decoders import Decoder, Encode
+from lsm.decode.decoders import Decoder
+from lsm.decode.vectors import Encode
 from lsm.latent.rollout import rollout
 
 if TYPE_CHECKING:

@@ -1,0 +1,183 @@
+"""Codes come back word for word, batched as one by one, and no wrong text is ever certified."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lsm.codes.alphabet import Alphabet
+from lsm.codes.superposition import SALTS, Codes, SuperpositionEncoder
+from lsm.corpus.reader import Corpus
+from lsm.decode.code_prior import LMPrior, previous_prior
+from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, CodeReader, Rung
+from lsm.decode.verified import encode_verified
+from lsm.errors import UserError
+from lsm.lm.frozen import FrozenLM
+from lsm.lm.tokens import pad_ids
+
+TEXTS = [
+    "A fox waits.", "", "b", "the harvest was good, and the granaries are full", "日本語 and emoji 👩‍👩‍👧‍👦",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaa",     "No. 17 cost $3,499.00!", " white  space ",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lm() -> FrozenLM:
+    return FrozenLM.load("stub")
+
+
+def reader(lm: FrozenLM, dims: int = 256, seed: int = 0) -> CodeReader:
+    alphabet = Alphabet(lm.tokens)
+    return CodeReader(SuperpositionEncoder(alphabet.spec(dims=dims, seed=seed), alphabet))
+
+
+@pytest.mark.parametrize("ladder", [LADDER_WITHOUT_PRIOR[:1], GREEDY, (Rung(4, prior=True),), LADDER])
+def test_every_text_comes_back_and_is_certified(lm: FrozenLM, ladder: tuple[Rung, ...]) -> None:
+    it = reader(lm)
+    reading = it.read(it.encoder.encode(TEXTS), ladder, LMPrior(lm))
+    assert reading.texts == TEXTS and reading.certified_B.all()
+
+
+@pytest.mark.parametrize("rung", [Rung(1, prior=False), Rung(1, prior=True), Rung(6, prior=True)])
+def test_batched_is_one_by_one(lm: FrozenLM, rung: Rung) -> None:
+    it = reader(lm, dims=24)  # small enough to go wrong often
+    codes = it.encoder.encode(TEXTS, n_codes=[1] * len(TEXTS))
+    together = it.read(codes, [rung], LMPrior(lm))
+    alone = [it.read(codes.select([b]), [rung], LMPrior(lm)) for b in range(len(TEXTS))]
+    assert together.texts == [one.texts[0] for one in alone] and together.texts != TEXTS
+    assert together.certified_B.tolist() == [bool(one.certified_B[0]) for one in alone]
+    for b, one in enumerate(alone):
+        assert np.isclose(together.log_probability_B[b], one.log_probability_B[0], equal_nan=True, rtol=1e-4)
+
+
+def test_log_probability_is_the_priors(lm: FrozenLM) -> None:
+    it, text = reader(lm), "A fox waits by the sea."
+    prior = LMPrior(lm)
+    found = it.read(it.encoder.encode([text]), GREEDY, prior).log_probability_B[0]
+    ids, mask = pad_ids(lm.tokens.encode([text]), lm.tokens.end_id)
+    start = lm.embed(torch.tensor(prior._start))[None]
+    logits = [lm.step(torch.cat([start, lm.embed(ids[:, :t])], dim=1))[0] for t in range(mask.sum())]
+    expected = 0.0
+    for t, logit in enumerate(logits):
+        logit[:, lm.tokens.special_ids()] = -torch.inf
+        expected += float(logit.log_softmax(-1)[0, ids[0, t]])
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_nothing_wrong_is_certified(lm: FrozenLM) -> None:
+    texts = [f"Line {n} of a document, {n * n * 7919}." for n in range(120)]
+    for dims in (8, 16, 24):
+        it = reader(lm, dims=dims)
+        reading = it.read(it.encoder.encode(texts, n_codes=[1] * len(texts)), [Rung(2, prior=False)])
+        wrong = np.array([one != other for one, other in zip(reading.texts, texts, strict=True)])
+        assert wrong.any() and not (reading.certified_B & wrong).any()
+
+
+def test_the_certificate_sees_a_changed_last_token_entry_step_and_checksum(lm: FrozenLM) -> None:
+    it, text = reader(lm), "a" * 60 + "b"
+    codes = it.encoder.encode([text])
+    assert it.certifies(codes, text) and not it.certifies(codes, text[:-1] + "c") and not it.certifies(codes, text[:-1])
+    changed = codes.q_CK.copy()
+    changed[0, 5] += 1 if changed[0, 5] < 127 else -1
+    for one in (
+        dataclasses.replace(codes, q_CK=changed),
+        dataclasses.replace(codes, step_C=codes.step_C + 1),
+        dataclasses.replace(codes, checksum_B=codes.checksum_B ^ 1),
+    ):
+        reading = it.read(one, LADDER_WITHOUT_PRIOR)
+        assert not reading.certified_B[0] and reading.texts == [text]
+
+
+def test_codes_of_another_seed_are_refused(lm: FrozenLM) -> None:
+    codes = reader(lm, seed=1).encoder.encode(["x"])
+    with pytest.raises(UserError, match=r"seed 1\).*seed 0\)"):
+        reader(lm).read(codes, LADDER_WITHOUT_PRIOR)
+
+
+def test_noise_is_survived_as_far_as_it_goes(lm: FrozenLM) -> None:
+    it = reader(lm, dims=512)
+    texts = [text for text in TEXTS if len(text.encode()) < 30]
+    clean = it.encoder.encode(texts)
+    share = []
+    for sigma in (0.002, 0.1, 1.0):
+        generator = np.random.default_rng(0)
+        spread = sigma * np.sqrt((clean.q_CK.astype(float) ** 2).mean(1, keepdims=True))
+        q_CK = np.clip(np.rint(clean.q_CK + spread * generator.standard_normal(clean.q_CK.shape)), -127, 127).astype(np.int8)
+        reading = it.read(dataclasses.replace(clean, q_CK=q_CK), LADDER_WITHOUT_PRIOR[:1], noise=sigma)
+        share.append(np.mean([one == other for one, other in zip(reading.texts, texts, strict=True)]))
+    assert share[0] == 1 and share[0] >= share[1] >= share[2] and share[2] < 0.5
+
+
+def test_a_prior_that_has_read_what_stands_before_goes_in_groups(lm: FrozenLM) -> None:
+    it = reader(lm)
+    prior = previous_prior(lm, ["", "short", "much longer than the others", "abcde", "", "", "", ""])
+    assert [prior.group(b) for b in (1, 2, 3)] == [5, 27, 5] and prior.group(0) == prior.group(4)
+    assert it.read(it.encoder.encode(TEXTS), GREEDY, prior).texts == TEXTS
+
+
+def test_verified_codes_always_read_back(lm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lsm.codes.spec.LEAST_MARGIN", 4.0)  # codes so full that many fail at first
+    it = reader(lm, dims=16)
+    texts = [*TEXTS, *(f"Line {n} of a document, {n * n * 7919}." for n in range(60))]
+    verified = encode_verified(it.encoder, it, texts, LADDER_WITHOUT_PRIOR[:1])
+    assert it.read(verified.codes, LADDER_WITHOUT_PRIOR[:1]).texts == texts
+    assert verified.n_again >= verified.n_more_codes > 0 and (verified.codes.variant_B > 0).any()
+    assert (verified.codes.variant_B < SALTS).all()
+
+
+def test_a_code_too_small_for_one_token_is_refused(lm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = reader(lm, dims=8)  # 2^8 sign patterns cannot tell 257 tokens apart
+    with pytest.raises(UserError, match="--residual-dims"):
+        encode_verified(it.encoder, it, ["".join(map(chr, range(32, 127)))], LADDER_WITHOUT_PRIOR[:1])
+
+
+def test_a_corpus_gives_its_documents_back_without_their_text(run_cli: Callable, tmp_path: Path) -> None:
+    """encode-corpus --verify-codes --drop-text, then inspect --text: the text, from vectors and gaps alone."""
+    text = "First one.  Second, a bit longer one!\n\nThird: 日本語.\n" + "word " * 60 + "\n"
+    (tmp_path / "a.txt").write_text(text)
+    residual = ("--residual", "superposition", "--residual-lm", "stub", "--residual-dims", 64, "--verify-codes", "--drop-text")
+    corpora = []
+    for workers in (1, 2):
+        corpora.append(tmp_path / str(workers))
+        outcome = run_cli("encode-corpus", tmp_path / "a.txt", "--out", corpora[-1], "--encoder", "stub", "--workers", workers, *residual)
+        assert outcome.code == 0, outcome.stderr
+    files = [{path.relative_to(corpus): path.read_bytes() for path in corpus.rglob("*") if path.is_file()} for corpus in corpora]
+    assert files[0] == files[1] and text.encode()[:9] not in b"".join(files[0].values())
+    where = tmp_path / "inspect.json"
+    outcome = run_cli("inspect", corpora[0], "--text", "--json", where)
+    assert outcome.code == 0 and outcome.stdout == text
+    assert json.loads(where.read_text())["results"]["n_uncertified"] == 0
+    assert "every hash" in run_cli("inspect", corpora[0], "--verify").stdout
+    refused = run_cli("build-index", "--corpus", corpora[0], "--out", tmp_path / "x")
+    assert refused.code == 2 and "residual codes only" in refused.stderr
+    with pytest.raises(UserError, match="residual codes only"):
+        Corpus.open(corpora[0]).texts(0)
+
+
+def test_a_corpus_with_codes_resumes_only_with_the_same_code(run_cli: Callable, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One sentence. Another one.")
+    command = ("encode-corpus", tmp_path / "a.txt", "--out", tmp_path / "c", "--encoder", "stub", "--workers", 1, "--residual-lm", "stub")
+    assert run_cli(*command, "--residual", "superposition", "--residual-dims", 64).code == 0
+    assert "nothing to do" in run_cli(*command, "--residual", "superposition", "--residual-dims", 64).stderr
+    for change in (("--residual", "superposition", "--residual-dims", 72), ()):
+        outcome = run_cli(*command, *change)
+        assert outcome.code == 2 and "residual" in outcome.stderr
+    assert run_cli(*command, "--drop-text").code == 2
+    text = run_cli("inspect", tmp_path / "c", "--text")
+    assert text.stdout == "One sentence. Another one."
+    (residual,) = (tmp_path / "c").rglob("residual.npy")
+    residual.write_bytes(residual.read_bytes()[:-5])
+    broken = run_cli("inspect", tmp_path / "c", "--text")
+    assert broken.code == 2 and "residual.npy is damaged" in broken.stderr
+
+
+def test_joined_and_selected_codes_keep_their_rows(lm: FrozenLM) -> None:
+    it = reader(lm, dims=32)
+    codes = it.encoder.encode(TEXTS, n_codes=[1, 1, 1, 5, 7, 3, 2, 1])
+    assert Codes.join([codes.select([b]) for b in range(len(TEXTS))]).same_as(codes).all()
