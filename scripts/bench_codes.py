@@ -213,7 +213,7 @@ def priors(bench: Bench) -> Any:
         codes = coder.encoder.encode(texts, n_codes=[1] * len(texts))
         for name, prior in asked.items():
             ladder = GREEDY if prior else LADDER_WITHOUT_PRIOR[:1]
-            done, reading = read(coder, texts, ladder, prior, codes=codes, dims=dims, prior=name)
+            done, reading = read(coder, texts, ladder, prior, codes=codes, dims=dims, asked=name)
             good = reading.certified_B
             done["nats_per_token"] = float(-reading.log_probability_B[good].sum() / max(1, codes.n_tokens_B[good].sum()))
             rows.append(done)

@@ -9,7 +9,7 @@ nearest sentence of the store gives is the row of the `retrieval` decoder.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,8 @@ class Sample:
     domain: str
     bytes_per_value: int = 2
     """Bytes that a vector entry takes where it is stored (float16)."""
+    references_N: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the texts take otherwise, by column name (`lsm.bench.byte_references`), [N] each."""
 
     def __post_init__(self) -> None:
         assert len(self.texts) == len(self.document_N) == len(self.z_ND) > 0
@@ -211,6 +213,7 @@ class _Measured:
             "residual_bytes": code_bytes,
             "utf8_bytes": float(text_metrics.utf8_bytes(texts).mean()),
             "zstd_bytes": float(text_metrics.zstd_bytes(texts).mean()),
+            **{name: float(values_N[inside_N].mean()) for name, values_N in self.sample.references_N.items()},
             "zstd_bytes_together": text_metrics.zstd_bytes_together(texts),
             "encoder_calls": self.encoder_calls,
             "sentences_per_second": None if seconds is None else len(self.cosine_N) / max(seconds, 1e-9),

@@ -12,6 +12,7 @@ from lsm.corpus.format import MANIFEST
 from lsm.corpus.reader import Corpus
 from lsm.errors import UserError
 
+_OTHERS = 20_000
 _POOL_FACTOR = 50
 """Reading stops when so many times the wanted number of sentences is there to draw from: inputs may be endless."""
 
@@ -26,6 +27,8 @@ class Drawn:
     """Distinct sentences that were drawn from."""
     previous: list[str]
     """The sentence before each in its document; "" for a document's first."""
+    others: list[str]
+    """Some of the sentences that were not drawn, for what must be fitted to other text."""
 
 
 def is_corpus(value: str) -> bool:
@@ -57,7 +60,8 @@ def draw(documents: Iterable[Sequence[str]], n: int, *, seed: int) -> Drawn:
     texts, places = list(pool), list(pool.values())
     chosen = np.sort(np.random.default_rng(seed).permutation(len(texts))[:n])
     document_N = np.unique([places[k][0] for k in chosen], return_inverse=True)[1]
-    return Drawn([texts[k] for k in chosen], document_N, len(texts), [places[k][1] for k in chosen])
+    others = [texts[k] for k in np.setdiff1d(np.arange(len(texts)), chosen)[:_OTHERS]]
+    return Drawn([texts[k] for k in chosen], document_N, len(texts), [places[k][1] for k in chosen], others)
 
 
 def segmented(documents: Iterable[str], segment: Callable[[str], tuple[str, list]]) -> Iterable[list[str]]:

@@ -22,7 +22,7 @@ class Options(DecoderOptions):
     encoder: str = "minilm"
     """Encoder that the vectors come from; it also judges what comes back."""
     decoder: Literal["prefix", "retrieval", "inversion", "guided"] = "prefix"
-    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: search from these by re-encoding; guided: without adapter."""
+    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: search by re-encoding; guided: the same without adapter."""
     limit: int | None = None
     """Word only the first so many vectors."""
 

@@ -90,7 +90,12 @@ class CorpusCodes:
         if len(open_B):
             again = self.reader.read(codes.select(open_B), LADDER[1:], self._lm_prior())
             self.n_through_lm += len(open_B)
-            self.n_uncertified += int((~again.certified_B).sum())
+            self.n_uncertified += (n_failed := int((~again.certified_B).sum()))
+            if n_failed and (self.corpus.residual or {}).get("verified"):
+                raise UserError(
+                    f"document {self.corpus.doc_ids[doc]!r} of {self.corpus.path}: {n_failed} sentences do not read back although their codes "
+                    "were verified; the manifest's residual (seed, dims) or a shard was changed: see lsm inspect --verify"
+                )
             for b, text in zip(open_B.tolist(), again.texts, strict=True):
                 texts[b] = text
         return texts

@@ -15,6 +15,7 @@ from lsm.encode.settings import EncodeSettings
 if TYPE_CHECKING:
     from lsm.bench.roundtrip import RoundTrip, Sample
     from lsm.bench.sample import Drawn
+    from lsm.commands.roundtrip_codes import CodeRows
     from lsm.decode.decoders import Decoder
     from lsm.decode.load import DecoderSource
     from lsm.encode.encoder import SentenceEncoder
@@ -52,6 +53,10 @@ class Options(DecoderOptions):
     """A second encoder that took no part, for cosine_independent; none = leave the column empty."""
     controls: bool = True
     """Also give each generative decoder shuffled vectors and zeros."""
+    entropy: bool = False
+    """Also count what an arithmetic coder with the frozen LM would need for the text."""
+    negation: int = 0
+    """Also send so many pairs of sentences of each kind that differ in one "not", number, name or direction (English only)."""
     domain: str | None = None
     """What the rows call the kind of text; default: the name of INPUT."""
     cap_characters: int = EncodeSettings.cap_characters
@@ -88,7 +93,8 @@ def run(options: Options) -> dict[str, Any]:
         f"through {name} and {', '.join(_ways(options, decoders))} ({device}: {why})",
         quiet=options.quiet,
     )
-    sent = _encode(drawn, encoder, name, options.domain or Path(options.input).stem)
+    references_N = _references(options, drawn, device)
+    sent = _encode(drawn, encoder, name, options.domain or Path(options.input).stem, references_N)
     read_codes = None
     if options.residual != "none":
         from lsm.commands import roundtrip_codes
@@ -108,11 +114,17 @@ def run(options: Options) -> dict[str, Any]:
         trip = roundtrip.measure(board, decoders, controls=options.controls, seed=options.seed)
         if read_codes:
             read_codes.add_rows(board, seed=options.seed)
+    negation = _negation(options, drawn, encoder, decoders, read_codes) if options.negation else []
     signatures = text_metrics.signatures()
     _show(options, sent, trip, signatures)
+    if negation:
+        from lsm.report import tables
+
+        tables.show(negation, tables.NEGATION, title="Pairs that differ in one word")
     return {
         "rows": trip.rows,
         "by_length": trip.by_length,
+        "negation": negation,
         "metrics": signatures,
         "texts": [
             {"text": text} | {label: written[n] for label, written in trip.texts.items()} for n, text in enumerate(sent.texts)
@@ -123,7 +135,8 @@ def run(options: Options) -> dict[str, Any]:
 def _check(options: Options) -> None:
     from lsm.errors import UserError
 
-    for name, value, least in (("--limit", options.limit, 1), ("--resamples", options.resamples, 0), ("--show", options.show, 0)):
+    leasts = {"--limit": (options.limit, 1)} | {f"--{name}": (getattr(options, name), 0) for name in ("resamples", "negation", "show")}
+    for name, (value, least) in leasts.items():
         if value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
     if not 0 <= options.noise < float("inf"):
@@ -159,7 +172,36 @@ def _draw(options: Options, corpus: Any, encoder: SentenceEncoder) -> Drawn:
     return sample.draw(sample.segmented(documents, cut), options.limit, seed=options.seed)
 
 
-def _encode(drawn: Drawn, encoder: SentenceEncoder, name: str, domain: str) -> Sample:
+def _references(options: Options, drawn: Drawn, device: Any) -> dict[str, Any]:
+    """What the drawn texts take under zstd with a dictionary of other sentences, and under the frozen LM."""
+    from lsm.bench import byte_references
+    from lsm.commands.residual import DEFAULT_LM
+    from lsm.lm.frozen import FrozenLM
+
+    lm = FrozenLM.load(options.lm or DEFAULT_LM, device=device) if options.entropy else None
+    columns = byte_references.measure(drawn.texts, dictionary_texts=drawn.others or None, lm=lm).columns()
+    return {key: columns[key] for key in ("zstd_dictionary_bytes", "lm_entropy_bytes") if columns.get(key) is not None}
+
+
+def _negation(options: Options, drawn: Drawn, encoder: SentenceEncoder, decoders: list[Decoder], codes: CodeRows | None) -> list[Any]:
+    """Rows of the negation probe: the vectors' own, then each decoder's and each code's."""
+    from lsm.bench import negation
+
+    pairs = negation.pairs([*drawn.texts, *drawn.others], options.seed, options.negation)
+
+    def encode(texts: Any) -> Any:
+        return encoder.encode(list(texts)).vectors
+
+    ways = [(decoder.name, lambda texts, it=decoder: it.decode(encode(texts), seed=options.seed)) for decoder in decoders]
+    ways = [*ways, *(codes.ways() if codes else [])]
+    rows = []
+    for label, way in ways:
+        found = negation.measure(pairs, encode, way, resamples=options.resamples, seed=options.seed)
+        rows += [{"label": label, **row} for row in found]
+    return rows
+
+
+def _encode(drawn: Drawn, encoder: SentenceEncoder, name: str, domain: str, references_N: dict[str, Any]) -> Sample:
     import time
 
     import numpy as np
@@ -172,7 +214,7 @@ def _encode(drawn: Drawn, encoder: SentenceEncoder, name: str, domain: str) -> S
     seconds = time.perf_counter() - started
     # Decoders get what a corpus would hold: float16.
     stored_ND = vectors_ND.astype(np.float16).astype(np.float32)
-    return Sample(drawn.texts, drawn.document_N, stored_ND, encode_seconds=seconds, encoder=name, domain=domain)
+    return Sample(drawn.texts, drawn.document_N, stored_ND, encode_seconds=seconds, encoder=name, domain=domain, references_N=references_N)
 
 
 def _show(options: Options, sent: Sample, trip: RoundTrip, signatures: dict[str, str]) -> None:

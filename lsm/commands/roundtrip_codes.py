@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,22 @@ class CodeRows:
                     read = CodeRead("superposition", recipe.dims, recipe.bits, reading.certified_B, codes.bytes_B)
                     row = f"code k={recipe.dims} int{recipe.bits}, prior {name}, {label}"
                     board.add(row, reading.texts, seconds=time.perf_counter() - started, code=read)
+
+    def ways(self) -> list[tuple[str, Callable[[Sequence[str]], list[str]]]]:
+        """Whole round trips of texts, greedily with each prior that does not depend on the board's sentences, for the negation probe."""
+        found = []
+        for recipe in self.recipes:
+            encoder = recipe.encoder()
+            reader = CodeReader(encoder, device=self.device)
+            for name, prior in self.priors:
+                if name in ("none", "lm"):
+                    ladder = ladders(prior, retry=False)[0][1]
+
+                    def way(texts: Sequence[str], it=reader, ladder=ladder, prior=prior) -> list[str]:
+                        return it.read(it.encoder.encode(texts), ladder, prior).texts
+
+                    found.append((f"code k={recipe.dims} int{recipe.bits}, prior {name}", way))
+        return found
 
 
 def plan(options: Options, source: DecoderSource, previous: Sequence[str], z_ND: np.ndarray) -> CodeRows:

@@ -112,7 +112,7 @@ def semantic_prior(decoder: PrefixDecoder, z_BD: np.ndarray) -> LMPrior:
     """The prior of a prefix adapter's LM that has read each text's semantic vector; z_BD float32 [B, D]."""
 
     def prefix(texts_A: np.ndarray) -> tuple[Tensor, Bias]:
-        return decoder.conditioned(z_BD[texts_A])
+        return decoder.conditions(z_BD[texts_A])
 
     return LMPrior(decoder.lm, name="semantic", prefix=prefix)
 

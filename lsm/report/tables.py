@@ -61,8 +61,23 @@ ROUNDTRIP = (
     Column("residual_bytes", "of it\ncode", "bytes"),
     Column("utf8_bytes", "UTF-8\nbytes", "bytes"),
     Column("zstd_bytes", "zstd\nbytes", "bytes"),
+    Column("zstd_dictionary_bytes", "zstd with\ndictionary", "bytes"),
+    Column("lm_entropy_bytes", "LM\nentropy", "bytes"),
     Column("encoder_calls", "encoder\ncalls"),
     Column("sentences_per_second", "sentences\n/s"),
+)
+NEGATION = (
+    Column("label", "decoder", "text"),
+    Column("kind", "differs in", "text"),
+    Column("n", "pairs", "count"),
+    Column("right", "right one\nback", "share", interval=True),
+    Column("other", "the other", "share"),
+    Column("neither", "neither", "share"),
+    Column("both_right", "both of\na pair", "share", interval=True),
+    Column("pair_cosine", "cosine\nof pair", "share"),
+    Column("control_cosine", "cosine\nof control", "share"),
+    Column("closer_than_control", "nearer than\ncontrol", "share"),
+    Column("differ_float16", "differ in\nfloat16", "share"),
 )
 ROUNDTRIP_BY_LENGTH = (ROUNDTRIP[0], Column("length", "characters", "text"), *ROUNDTRIP[1:9], Column("utf8_bytes", "UTF-8\nbytes", "bytes"))
 

@@ -160,6 +160,16 @@ def test_a_corpus_gives_its_documents_back_without_their_text(run_cli: Callable,
         Corpus.open(corpora[0]).texts(0)
 
 
+def test_codes_read_with_another_seed_are_refused_by_name(run_cli: Callable, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One sentence. Another one.")
+    command = ("encode-corpus", tmp_path / "a.txt", "--out", tmp_path / "c", "--encoder", "stub", "--workers", 1, "--residual-lm", "stub")
+    assert run_cli(*command, "--residual", "superposition", "--residual-dims", 64, "--verify-codes").code == 0
+    manifest = tmp_path / "c" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    outcome = run_cli("inspect", tmp_path / "c", "--text")
+    assert outcome.code == 2 and "do not read back" in outcome.stderr and "seed" in outcome.stderr
+
+
 def test_a_corpus_with_codes_resumes_only_with_the_same_code(run_cli: Callable, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One sentence. Another one.")
     command = ("encode-corpus", tmp_path / "a.txt", "--out", tmp_path / "c", "--encoder", "stub", "--workers", 1, "--residual-lm", "stub")
