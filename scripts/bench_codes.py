@@ -25,10 +25,11 @@ from lsm.codes.superposition import Codes, SuperpositionEncoder
 from lsm.commands.roundtrip_codes import noisy
 from lsm.decode.code_prior import LMPrior, Prior, previous_prior
 from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, CodeReader, Reading, Rung
-from lsm.files import write_json
+from lsm.files import read_json, write_json
 from lsm.lm.frozen import FrozenLM
 from lsm.progress import say
 from lsm.provenance import report
+from lsm.report.plots import Panel, plot_curves
 from lsm.text.readers import iter_documents
 from lsm.text.segment import segment
 
@@ -290,6 +291,49 @@ def main(options: Options) -> None:
         results = globals()[part](bench)
         about = {"texts": list(options.texts), "limit": options.limit, "part": part}
         write_json(where, report({**about, "rows": results}, seed=options.seed, device="cpu", elapsed_seconds=time.monotonic() - start))
+    plot(options.out)
+
+
+def plot(out: Path) -> None:
+    """Curves of the parts that are there."""
+
+    def results(part: str) -> Any:
+        return read_json(out / f"{part}.json")["results"]["rows"] if (out / f"{part}.json").exists() else None
+
+    panels = []
+    if found := results("size"):
+        single = [row for row in found["rows"] if row["single"]]
+        curves = {}
+        for key in dict.fromkeys((row["bits"], row["reader"]) for row in single):
+            mine = [row for row in single if (row["bits"], row["reader"]) == key]
+            curves[f"int{key[0]}, {key[1]}"] = ([row["code_bytes"] for row in mine], [row["exact"] for row in mine])
+        panels.append(Panel("one code a sentence", "bytes a sentence", "exact match", curves, log_x=True))
+        panels.append(Panel("smallest code that is certified", "text under the LM, bits", "bits of the code", needed(found), points=True))
+    for part, x, labels in (("length", "length", ("dims", "single")), ("noise", "sigma", ("dims", "reader"))):
+        if rows := results(part):
+            curves = {}
+            for key in dict.fromkeys(tuple(row[name] for name in labels) for row in rows):
+                mine = [row for row in rows if tuple(row[name] for name in labels) == key]
+                named = f"k={key[0]}, " + ({True: "one code", False: "several codes"}.get(key[1], key[1]))
+                curves[named] = ([row[x] for row in mine], [row["exact"] for row in mine])
+            panels.append(
+                Panel(part, {"length": "tokens", "sigma": "noise / rms of the entries"}[x], "exact match", curves, log_x=part == "length")
+            )
+    if panels:
+        plot_curves(panels, out / "codes.png", title="Superposition code")
+
+
+def needed(found: dict[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
+    """Of each sentence its bits under the LM, and the bits of the smallest int8 code from which greedy reading with the LM certified it."""
+    rows = [row for row in found["rows"] if row["single"] and row["bits"] == 8 and row["reader"] == "LM, greedy"]
+    x, y = [], []
+    for b, nats in enumerate(found["nats"]):
+        sizes = [row["dims"] * 8 for row in rows if b in set(row["certified_each"])]
+        if nats is not None and sizes:
+            x.append(nats / np.log(2))
+            y.append(min(sizes))
+    line = [0.0, max(x, default=1.0)]
+    return {"sentences": (x, y), "as many bits as the text has": (line, line)}
 
 
 def draw(where: str, limit: int, seed: int, previous: dict[str, str]) -> list[str]:

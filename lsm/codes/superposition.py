@@ -21,7 +21,8 @@ from lsm.codes.signs import position_signs, token_signs
 from lsm.codes.spec import BYTE_SYMBOLS, CodeSpec, amplitudes
 from lsm.errors import UserError
 
-_TOKENS_AT_ONCE = 1 << 14
+_TOKENS_AT_ONCE = 1 << 11
+"""Their terms stay in the cache of a core."""
 IN_BYTES = 1 << 7
 """Bit of the variant that says: symbols are bytes. The bits below it are the salt."""
 SALTS = IN_BYTES

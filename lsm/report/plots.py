@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,34 @@ def plot_roundtrip_by_length(rows: Sequence[dict[str, Any]], path: Path) -> Path
         axis.set_title(heading, fontsize=10)
         axis.set_ylim(0, 1.02)
     axes[0].legend(fontsize=8)
+    return _save(figure, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One panel of curves: name → (x, y); `points` draws them unconnected."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    log_x: bool = False
+    points: bool = False
+
+
+def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> Path:
+    """Curves side by side."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for label, (x, y) in panel.curves.items():
+            axis.plot(x, y, "." if panel.points else "o-", markersize=4, label=label)
+        if panel.log_x:
+            axis.set_xscale("log", base=2)
+        axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
 
