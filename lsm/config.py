@@ -49,7 +49,7 @@ def load_settings(kind: type[T], path: Path) -> T:
 
 
 def settings_kind_of(kinds: Any, path: Path | None) -> Any:
-    """Which settings class of a verb that trains several things (a union) the YAML file is for: the one whose `kind` it names, or the first.
+    """Which settings class of several (a union) the YAML file is for: the one whose `kind` it names, or the first.
 
     Raises:
         UserError: no class has the `kind` that the file names.

@@ -9,10 +9,10 @@ from typing import get_type_hints
 import pytest
 
 from lsm.commands import VERBS
-from lsm.config import load_settings, settings_from, to_dict
+from lsm.config import load_settings, settings_from, settings_kind_of, to_dict
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
-VERB_OF_PREFIX = {"latent": "pretrain", "decoder": "train-decoder"}
+VERB_OF_PREFIX = {"latent": "pretrain", "decoder": "train-decoder", "learned": "train-decoder"}
 
 
 def test_there_are_configs():
@@ -23,6 +23,7 @@ def test_there_are_configs():
 def test_config_parses(path):
     verb = VERB_OF_PREFIX[path.stem.split("-")[0]]
     kind = get_type_hints(importlib.import_module(VERBS[verb].module).Options)["settings"]
+    kind = settings_kind_of(kind, path)
     settings = load_settings(kind, path)
     assert settings_from(kind, to_dict(settings), origin=path.name) == settings
     assert path.read_text(encoding="utf-8").startswith("# "), "the first line says what the config is for"

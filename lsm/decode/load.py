@@ -12,10 +12,14 @@ from lsm.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from lsm.decode.decoders import Decoder, Encode, PrefixDecoder
+    from lsm.decode.decoders import Decoder, PrefixDecoder
+    from lsm.decode.lexicon import Lexicon
     from lsm.decode.phrase_store import PhraseStore
+    from lsm.decode.vectors import Encode
+    from lsm.lm.frozen import FrozenLM
 
-DECODERS = ("retrieval", "prefix", "inversion")
+DECODERS = ("retrieval", "prefix", "inversion", "guided")
+DEFAULT_LM = "smollm2-135m-instruct"
 
 
 @dataclass(kw_only=True)
@@ -26,17 +30,20 @@ class DecoderSource:
     """Fingerprint of the encoder whose vectors are decoded."""
     device: torch.device | str = "cpu"
     index: Path | None = None
-    """A phrase store's file."""
+    """A phrase store's file; its phrases are taken from FILE.phrases, where that exists."""
     corpus: Path | None = None
     """A corpus to index in memory, where no `index` is given."""
     adapter: str | None = None
     """Adapter folder or shipped name; None = the first shipped one for the encoder."""
     lm: str | None = None
-    """Where the adapter's LM lies; None = the asset of the name that the adapter carries."""
+    """Where the adapter's LM lies; None = the asset of the name that the adapter carries. For `guided` any LM."""
     encode: Encode | None = None
-    """Re-encodes texts, for `inversion`."""
+    """Re-encodes texts, for `inversion` and `guided`."""
+    encoder_calls: int = 64
+    """Most texts that `inversion` and `guided` encode for one vector."""
     quiet: bool = False
     _store: PhraseStore | None = field(default=None, init=False, repr=False)
+    _lexicon: tuple[str, Lexicon] | None = field(default=None, init=False, repr=False)
 
     @property
     def has_store(self) -> bool:
@@ -49,13 +56,15 @@ class DecoderSource:
         Raises:
             UserError: unknown name, a part that is not given, or one made for another encoder.
         """
-        from lsm.decode.decoders import InversionDecoder, RetrievalDecoder
+        from lsm.decode.decoders import RetrievalDecoder
+        from lsm.decode.inversion import InversionDecoder, Parts
 
         unknown = [name for name in names if name not in DECODERS]
         if unknown or not names:
             raise UserError(f"--decoder {','.join(unknown) or '(nothing)'}: choose from {', '.join(DECODERS)}")
-        store = self.store() if "retrieval" in names or ("inversion" in names and self.has_store) else None
-        prefix = self.prefix() if {"prefix", "inversion"} & set(names) else None
+        searching = {"inversion", "guided"} & set(names)
+        store = self.store() if "retrieval" in names or (searching and self.has_store) else None
+        prefix = self.prefix() if "prefix" in names or ("inversion" in names and self._has_adapter()) else None
         decoders: list[Decoder] = []
         for name in names:
             if name == "retrieval":
@@ -65,8 +74,14 @@ class DecoderSource:
                 assert prefix is not None
                 decoders.append(prefix)
             else:
-                assert prefix is not None and self.encode is not None, "inversion needs an encoder to judge its hypotheses"
-                decoders.append(InversionDecoder(prefix, store, self.encode))
+                assert self.encode is not None, f"{name} needs an encoder to judge its hypotheses"
+                own = prefix if name == "inversion" else None
+                lm = own.lm if own else self._plain_lm(prefix)
+                parts = Parts(
+                    encoder=self.encoder, encode=self.encode, lm=lm, lexicon=self._lexicon_of(lm),
+                    store=store, phrases=self._phrases(), prefix=own,
+                )  # fmt: skip
+                decoders.append(InversionDecoder(parts, name=name, encoder_calls=self.encoder_calls))
         return decoders
 
     def store(self) -> PhraseStore:
@@ -98,3 +113,34 @@ class DecoderSource:
 
         adapter = PrefixAdapter.from_pretrained(find_adapter(self.adapter, encoder=self.encoder))
         return PrefixDecoder(FrozenLM.load(self.lm or adapter.home.lm["name"], device=self.device), adapter)
+
+    def _has_adapter(self) -> bool:
+        from lsm.decode.shipped import shipped_adapter
+
+        return self.adapter is not None or shipped_adapter(self.encoder) is not None
+
+    def _plain_lm(self, prefix: PrefixDecoder | None) -> FrozenLM:
+        """An LM without LoRA layers: the adapter's, where that has none."""
+        from lsm.lm.frozen import FrozenLM
+
+        if prefix is not None and not prefix.adapter.settings.lora_rank:
+            return prefix.lm
+        return FrozenLM.load(self.lm or DEFAULT_LM, device=self.device)
+
+    def _lexicon_of(self, lm: FrozenLM) -> Lexicon:
+        from lsm.decode.lexicon import Lexicon
+
+        assert self.encode is not None
+        if self._lexicon is None or self._lexicon[0] != lm.sha256:
+            self._lexicon = lm.sha256, Lexicon.of(lm, self.encode, self.encoder)
+        return self._lexicon[1]
+
+    def _phrases(self) -> PhraseStore | None:
+        from lsm.decode.phrase_store import PhraseStore, phrases_beside
+
+        path = phrases_beside(self.index) if self.index else None
+        if path is None or not path.exists():
+            return None
+        phrases = PhraseStore.open(path)
+        phrases.require_encoder(self.encoder, what=f"phrase store {path}")
+        return phrases

@@ -1,4 +1,4 @@
-"""The phrase store: a nearest-neighbour index (faiss) over the sentences of a corpus, with their texts.
+"""The phrase store: a nearest-neighbour index (faiss) over the sentences of a corpus, or over their phrases, with their texts.
 
 On disk FILE is the faiss index, FILE.parquet the texts and document ids, FILE.json (written last) the fingerprints.
 Shape letters: B queries, D vector width, K neighbours, N sentences of the store.
@@ -7,7 +7,7 @@ Shape letters: B queries, D vector width, K neighbours, N sentences of the store
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 
 from lsm.corpus.format import require_same_space
 from lsm.corpus.reader import Corpus
+from lsm.decode.vectors import Encode, unit
 from lsm.errors import UserError
 from lsm.files import atomic_write, read_json, sha256_file, write_json
 from lsm.progress import Progress
+from lsm.text.phrases import phrases_of
 
 FORMAT = "lsm phrase store"
 FLAT_UP_TO = 200_000
@@ -46,22 +48,19 @@ class PhraseStore:
     @classmethod
     def from_corpus(cls, corpus: Corpus, *, flat_up_to: int = FLAT_UP_TO, quiet: bool = True) -> PhraseStore:
         """Index every distinct sentence of a corpus, in memory (D × 4 bytes each when flat, D × 2 above)."""
-        import faiss
+        rows_N, texts, doc_ids = _distinct(corpus, lambda text: [text])
+        index = _index(len(texts), corpus.dim, lambda places: corpus.vector_at(rows_N[places]), "sentences", flat_up_to, quiet)
+        return cls(index, pa.table({"text": texts, "doc_id": doc_ids}), corpus.encoder)
 
-        rows_N, texts, doc_ids = _distinct(corpus)
-        if len(rows_N) <= flat_up_to:
-            index = faiss.IndexFlatIP(corpus.dim)
-        else:
-            cells = int(4 * np.sqrt(len(rows_N)))
-            index = faiss.index_factory(corpus.dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
-            step = max(1, len(rows_N) // (cells * _TRAINING_VECTORS_PER_CELL))
-            index.train(_unit(corpus.vector_at(rows_N[::step])))
-            index.nprobe = _PROBES
-        with Progress("phrase store", len(rows_N), "sentences", quiet=quiet) as progress:
-            for start in range(0, len(rows_N), _ROWS_AT_ONCE):
-                rows = rows_N[start : start + _ROWS_AT_ONCE]
-                index.add(_unit(corpus.vector_at(rows)))
-                progress.advance(len(rows))
+    @classmethod
+    def phrases_from_corpus(cls, corpus: Corpus, encode: Encode, *, flat_up_to: int = FLAT_UP_TO, quiet: bool = True) -> PhraseStore:
+        """Index every distinct phrase (see `lsm.text.phrases`) of a corpus's sentences; they are encoded here, three or four a sentence.
+
+        Args:
+            encode: the corpus's own encoder, texts → vectors float32 [N, D].
+        """
+        _, texts, doc_ids = _distinct(corpus, phrases_of)
+        index = _index(len(texts), corpus.dim, lambda places: encode([texts[n] for n in places]), "phrases", flat_up_to, quiet)
         return cls(index, pa.table({"text": texts, "doc_id": doc_ids}), corpus.encoder)
 
     @classmethod
@@ -110,12 +109,12 @@ class PhraseStore:
     def search(self, z_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest sentences by cosine: scores_BK float32 and rows_BK int64, best first; row −1 where the store has fewer."""
         assert z_BD.ndim == 2 and z_BD.shape[1] == self.dim, f"{z_BD.shape} are not queries [B, {self.dim}]"
-        return self._index.search(_unit(z_BD), k)
+        return self._index.search(unit(z_BD), k)
 
     def neighbours(self, z_1D: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of one vector [1, D] the at most k nearest sentences, best first: rows int64 [K], cosines float32 [K], vectors float32 [K, D]."""
         assert z_1D.shape == (1, self.dim), f"{z_1D.shape} is not one query [1, {self.dim}]"
-        scores_1K, rows_1K, found_1KD = self._index.search_and_reconstruct(_unit(z_1D), min(k, len(self)))
+        scores_1K, rows_1K, found_1KD = self._index.search_and_reconstruct(unit(z_1D), min(k, len(self)))
         there = rows_1K[0] >= 0  # fewer where the cells that were probed hold no more
         return rows_1K[0][there], scores_1K[0][there], found_1KD[0][there]
 
@@ -136,28 +135,49 @@ class PhraseStore:
         require_same_space(self.encoder, wanted, what=what)
 
 
-def _distinct(corpus: Corpus) -> tuple[np.ndarray, list[str], list[str]]:
-    """Corpus rows, texts and document ids of the first occurrence of every sentence."""
+def phrases_beside(path: Path) -> Path:
+    """Where the phrases of a store of sentences lie."""
+    return _beside(path, ".phrases")
+
+
+def _index(n: int, dim: int, vectors_at: Callable[[np.ndarray], np.ndarray], what: str, flat_up_to: int, quiet: bool) -> Any:
+    """A faiss index over n vectors, which `vectors_at` gives for any of the numbers 0 … n − 1."""
+    import faiss
+
+    if n <= flat_up_to:
+        index = faiss.IndexFlatIP(dim)
+    else:
+        cells = int(4 * np.sqrt(n))
+        index = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
+        step = max(1, n // (cells * _TRAINING_VECTORS_PER_CELL))
+        index.train(unit(vectors_at(np.arange(0, n, step))))
+        index.nprobe = _PROBES
+    with Progress("phrase store", n, what, quiet=quiet) as progress:
+        for start in range(0, n, _ROWS_AT_ONCE):
+            places = np.arange(start, min(n, start + _ROWS_AT_ONCE))
+            index.add(unit(vectors_at(places)))
+            progress.advance(len(places))
+    return index
+
+
+def _distinct(corpus: Corpus, pieces: Callable[[str], Sequence[str]]) -> tuple[np.ndarray, list[str], list[str]]:
+    """Of every distinct piece of a sentence, where it stands first: corpus row [N], text and document id."""
     seen: set[bytes] = set()
     rows, texts, doc_ids = [], [], []
     for doc, doc_id in enumerate(corpus.doc_ids):
         start, _ = corpus.rows(doc)
-        for place, text in enumerate(corpus.texts(doc)):
-            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-            if digest in seen:
-                continue
-            seen.add(digest)
-            rows.append(start + place)
-            texts.append(text)
-            doc_ids.append(doc_id)
+        for place, sentence in enumerate(corpus.texts(doc)):
+            for text in pieces(sentence):
+                digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+                if digest in seen:
+                    continue
+                seen.add(digest)
+                rows.append(start + place)
+                texts.append(text)
+                doc_ids.append(doc_id)
     if not rows:
         raise UserError(f"corpus {corpus.path} holds no sentence to index")
     return np.array(rows, dtype=np.int64), texts, doc_ids
-
-
-def _unit(z_BD: np.ndarray) -> np.ndarray:
-    z_BD = np.ascontiguousarray(z_BD, dtype=np.float32)
-    return z_BD / np.maximum(np.linalg.norm(z_BD, axis=1, keepdims=True), 1e-12)
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -27,7 +27,7 @@ class Reading(NamedTuple):
     pieces: list[str]
     """Words and marks, each with the white space before it; they add up to the text."""
     log_probability: float
-    """Mean per token, the end not counted, in nats."""
+    """Of the whole text, the end not counted, in nats."""
     piece_P: np.ndarray
     """Log-probability of each piece, given what stands before it: float32 [P]."""
     expected_PW: np.ndarray
@@ -64,5 +64,5 @@ def read(lm: FrozenLM, texts: Sequence[str], word_ids_W: np.ndarray) -> list[Rea
             ends_P = np.cumsum([0, *(len(ids) for ids in tokens[n])])
             piece_P = np.add.reduceat(np.append(said_T, 0.0), ends_P[:-1]) if len(ends_P) > 1 else np.zeros(0)
             expected_PW = log_TV[torch.from_numpy(ends_P).to(lm.device)][:, columns_W].half().cpu().numpy()
-            readings[n] = Reading(pieces[n], float(said_T.mean()) if len(said_T) else -20.0, piece_P, expected_PW)
+            readings[n] = Reading(pieces[n], float(said_T.sum()), piece_P, expected_PW)
     return [readings[n] for n in range(len(texts))]

@@ -9,51 +9,10 @@ FEWEST_WORDS, MOST_WORDS = 3, 12
 
 _CLAUSE_END = re.compile(r"[,;:…—](?=\s)|\s[–—-]+(?=\s)|(?<=\w)[.!?](?=\s)|\s\(|\)(?=\s)")
 # A chunk begins at a small word, so that what is cut off is a whole prepositional or subordinate group.
-_STARTERS = frozenset(
-    [
-        "about",
-        "after",
-        "against",
-        "although",
-        "among",
-        "and",
-        "around",
-        "as",
-        "at",
-        "because",
-        "before",
-        "between",
-        "but",
-        "by",
-        "during",
-        "for",
-        "from",
-        "if",
-        "in",
-        "into",
-        "near",
-        "of",
-        "on",
-        "or",
-        "over",
-        "since",
-        "than",
-        "that",
-        "through",
-        "to",
-        "under",
-        "until",
-        "upon",
-        "when",
-        "where",
-        "which",
-        "while",
-        "who",
-        "whose",
-        "with",
-        "within",
-        "without",
-    ]
+_STARTER = re.compile(
+    r"about|after|against|although|among|and|around|as|at|because|before|between|but|by|during|for|from|if|in|into|near|of|on|or|over|since"
+    r"|than|that|through|to|under|until|upon|when|where|which|while|who|whose|with|within|without",
+    re.IGNORECASE,
 )
 _EDGES = ' \t\n\r,;:…—–-.!?()[]"“”'
 
@@ -75,7 +34,7 @@ def _chunks(words: list[str]) -> list[list[str]]:
     """`words` cut before small words into pieces of at least three words; a piece longer than twelve is cut evenly."""
     pieces: list[list[str]] = [[]]
     for place, word in enumerate(words):
-        if word.lower() in _STARTERS and len(pieces[-1]) >= FEWEST_WORDS and len(words) - place >= FEWEST_WORDS:
+        if _STARTER.fullmatch(word) and len(pieces[-1]) >= FEWEST_WORDS and len(words) - place >= FEWEST_WORDS:
             pieces.append([])
         pieces[-1].append(word)
     out = []
