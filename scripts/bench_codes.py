@@ -176,7 +176,7 @@ def passages(bench: Bench, n_tokens: int, n: int) -> list[str]:
     """Passages of exactly so many tokens from each domain's sentences, one after the other."""
     joined = " ".join(text for texts in zip(*bench.domains.values(), strict=False) for text in texts)
     ids = bench.lm.tokens.encode_exact([joined])[0]
-    cut = [bench.lm.tokens.decode_exact(ids[start : start + n_tokens]) for start in range(0, len(ids) - n_tokens, n_tokens)]
+    cut = bench.lm.tokens.decode_exact([ids[start : start + n_tokens] for start in range(0, len(ids) - n_tokens, n_tokens)])
     return [text for text in cut if "\ufffd" not in text][:n]
 
 

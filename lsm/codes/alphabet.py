@@ -15,7 +15,7 @@ class ExactTokens(Protocol):
     """What a code needs of a tokenizer (`lsm.lm.tokens.Tokens` has it)."""
 
     def encode_exact(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def decode_exact(self, ids: Sequence[int]) -> str: ...
+    def decode_exact(self, rows: Sequence[Sequence[int]]) -> list[str]: ...
     def vocabulary(self) -> dict[str, int]: ...
     def special_ids(self) -> list[int]: ...
 
@@ -49,8 +49,8 @@ class Alphabet:
             UserError: a text is no valid Unicode, or longer than 65,535 symbols.
         """
         rows = self.tokens.encode_exact(texts)
-        for number, (text, row) in enumerate(zip(texts, rows, strict=True)):
-            if self.tokens.decode_exact(row) != text:
+        for number, (text, row, back) in enumerate(zip(texts, rows, self.tokens.decode_exact(rows), strict=True)):
+            if back != text:
                 rows[number] = row = [self.size + byte for byte in utf8(text)]
             if len(row) > MAX_TOKENS:
                 raise UserError(f"a text of {len(row):,} tokens begins {text[:40]!r}; a residual code holds {MAX_TOKENS:,}: cut it first")
@@ -60,7 +60,7 @@ class Alphabet:
         """The text of symbols; broken UTF-8 becomes U+FFFD (and so fails its checksum)."""
         if any(symbol >= self.size for symbol in symbols):
             return bytes(max(0, symbol - self.size) for symbol in symbols).decode("utf-8", errors="replace")
-        return self.tokens.decode_exact(symbols)
+        return self.tokens.decode_exact([symbols])[0]
 
 
 def checksum(text: str) -> int:

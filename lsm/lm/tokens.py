@@ -32,8 +32,8 @@ class Tokens(Protocol):
         """Ids of each text with nothing taken for a special token, so that `decode_exact` gives most texts back."""
         ...
 
-    def decode_exact(self, ids: Sequence[int]) -> str:
-        """The text of ids, every token written out."""
+    def decode_exact(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each row of ids, every token written out."""
         ...
 
     def vocabulary(self) -> dict[str, int]:
@@ -57,7 +57,10 @@ class ByteTokens:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
-    encode_exact, decode_exact = encode, decode
+    encode_exact = encode
+
+    def decode_exact(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return [self.decode(row) for row in rows]
 
     def vocabulary(self) -> dict[str, int]:
         return {f"<0x{byte:02X}>": byte for byte in range(256)} | {"<end>": self.end_id}
@@ -89,8 +92,10 @@ class FolderTokens:
     def encode_exact(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True).input_ids if len(texts) else []
 
-    def decode_exact(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def decode_exact(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        if (fast := getattr(self._tokenizer, "backend_tokenizer", None)) is not None:
+            return fast.decode_batch([list(row) for row in rows], skip_special_tokens=False)
+        return [self._tokenizer.decode(row, skip_special_tokens=False, clean_up_tokenization_spaces=False) for row in rows]
 
     def vocabulary(self) -> dict[str, int]:
         return self._tokenizer.get_vocab()
