@@ -147,9 +147,8 @@ def _with_settings(kind: type[CommonOptions], arguments: list[str]) -> type[Any]
     names = {field.name for field in dataclasses.fields(kind)}
     if "settings" not in names:
         return kind
-    settings_kind: Any = get_type_hints(kind)["settings"]
     path = _value_of("--config", arguments) if "config" in names else None
-    settings_kind = settings_kind_of(settings_kind, None if path is None else _config_file(path))
+    settings_kind: Any = settings_kind_of(get_type_hints(kind)["settings"], None if path is None else _config_file(path))
     make_default = settings_kind if path is None else functools.partial(load_settings, settings_kind, _config_file(path))
     field = ("settings", Annotated[settings_kind, tyro.conf.arg(name="")], dataclasses.field(default_factory=make_default))
     return dataclasses.make_dataclass(kind.__name__, [field], bases=(kind,), kw_only=True, namespace={"__doc__": kind.__doc__})

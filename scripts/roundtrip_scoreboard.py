@@ -60,7 +60,7 @@ def averaged(rows: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     joined = []
     for group in groups.values():
-        mean = {key: value for key, value in group[0].items() if isinstance(value, str)}
+        mean: dict[str, Any] = {key: value for key, value in group[0].items() if isinstance(value, str)}
         for key, value in group[0].items():
             values = [row[key] for row in group if row.get(key) is not None]
             if isinstance(value, (int, float)) or value is None:

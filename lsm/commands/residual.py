@@ -93,8 +93,8 @@ class CorpusCodes:
             self.n_uncertified += (n_failed := int((~again.certified_B).sum()))
             if n_failed and (self.corpus.residual or {}).get("verified"):
                 raise UserError(
-                    f"document {self.corpus.doc_ids[doc]!r} of {self.corpus.path}: {n_failed} sentences do not read back although their codes "
-                    "were verified; the manifest's residual (seed, dims) or a shard was changed: see lsm inspect --verify"
+                    f"document {self.corpus.doc_ids[doc]!r} of {self.corpus.path}: {n_failed} sentences do not read back although their "
+                    "codes were verified; the manifest's residual (seed, dims) or a shard was changed: see lsm inspect --verify"
                 )
             for b, text in zip(open_B.tolist(), again.texts, strict=True):
                 texts[b] = text

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 START = "A sentence from a text:\n"
 """What the LM reads before a text about which nothing else is known."""
 
+
 class Session(Protocol):
     """The prior over one batch of texts while they are read from left to right."""
 

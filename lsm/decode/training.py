@@ -69,10 +69,10 @@ class PrefixTask(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.adapter = self.module = PrefixAdapter(settings.adapter, home).to(lm.device)
+            if settings.adapter.lora_rank:
+                self.adapter.lora = attach_lora(lm, settings.adapter.lora_rank)
         if start_from is not None:
             self._start_from(start_from)
-        if settings.adapter.lora_rank:
-            self.adapter.lora = attach_lora(lm, settings.adapter.lora_rank)
         self.batches = LengthBatches(
             self.sentences.lengths_N,
             extra_positions=settings.adapter.prefix_length - 1,
@@ -198,6 +198,8 @@ class PrefixTask(Task):
         return bag_loss(self.lm, batch.ids_BT, weight_BT[:, None], lift_BH[:, None], logsumexp_B[:, None], self._log_frequency_V)
 
     def _word_loss(self, batch: SentenceBatch, prefix: Prefix) -> Tensor | None:
+        if prefix.lift_BPH is None:
+            return None
         return word_loss(self.lm, prefix, batch.ids_BT, batch.mask_BT, self._content_V, self.adapter.word_offset_V)
 
     def _gather(self, source: TokenizedSentences, numbers_B: np.ndarray, *, lexical: bool, generator: torch.Generator) -> SentenceBatch:

@@ -59,8 +59,8 @@ def encode_verified(
             if (stuck := n_codes >= np.maximum(n_tokens, 1)).any():
                 text = texts[int(open_B[stuck.argmax()])]
                 raise UserError(
-                    f"the text {text[:60]!r} cannot be read back from codes of {encoder.spec.dims} dims × {encoder.spec.bits} bits, even with "
-                    "one token a code; take more --residual-dims"
+                    f"the text {text[:60]!r} cannot be read back from codes of {encoder.spec.dims} dims × {encoder.spec.bits} bits, even "
+                    "with one token a code; take more --residual-dims"
                 )
             n_codes = np.minimum(n_codes + np.maximum(1, n_codes // 4), n_tokens)
         salts = np.full(len(open_B), tried % SALT_TRIES)

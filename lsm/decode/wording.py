@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _PIECE = re.compile(r"\s*(?:\w+(?:[-'’.]\w+)*|[^\w\s])")
 _POSITIONS_AT_ONCE = 2048
+ORDINARY = 3.0
+"""Nats a token that prose costs a small LM: a longer text is no worse a text."""
 
 
 class Reading(NamedTuple):
@@ -28,10 +30,16 @@ class Reading(NamedTuple):
     """Words and marks, each with the white space before it; they add up to the text."""
     log_probability: float
     """Of the whole text, the end not counted, in nats."""
+    n_tokens: int
     piece_P: np.ndarray
     """Log-probability of each piece, given what stands before it: float32 [P]."""
     expected_PW: np.ndarray
     """Log-probability of each word of the list before each piece and, last, after the text: float16 [P + 1, W]."""
+
+    @property
+    def surprise(self) -> float:
+        """Nats by which the text is less probable than prose of its length."""
+        return max(0.0, -self.log_probability - ORDINARY * self.n_tokens)
 
 
 def pieces_of(text: str) -> list[str]:
@@ -64,5 +72,5 @@ def read(lm: FrozenLM, texts: Sequence[str], word_ids_W: np.ndarray) -> list[Rea
             ends_P = np.cumsum([0, *(len(ids) for ids in tokens[n])])
             piece_P = np.add.reduceat(np.append(said_T, 0.0), ends_P[:-1]) if len(ends_P) > 1 else np.zeros(0)
             expected_PW = log_TV[torch.from_numpy(ends_P).to(lm.device)][:, columns_W].half().cpu().numpy()
-            readings[n] = Reading(pieces[n], float(said_T.sum()), piece_P, expected_PW)
+            readings[n] = Reading(pieces[n], float(said_T.sum()), len(said_T), piece_P, expected_PW)
     return [readings[n] for n in range(len(texts))]
