@@ -17,6 +17,8 @@ SMALLER = {
     "--config decoder-prefix": "--config decoder-tiny --steps 4 --lexical-stage.steps 2",
     "--prompt-sentences 20": "--prompt-sentences 3 --sentences 2",
     "--limit 50": "--limit 4",
+    "sotu:0-2 ": "sotu:5-6 ",
+    "--residual-dims 64,128 --limit 20": "--residual-dims 64 --prior none --limit 4",
 }
 
 
