@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lsm.encode.encoder import SentenceEncoder
 
 
+_DICTIONARY_SENTENCES = 500
+"""Other sentences that there must be for a zstd dictionary."""
+
+
 @dataclass(kw_only=True)
 class Options(DecoderOptions):
     """Round trip: text, vector, text."""
@@ -179,7 +183,8 @@ def _references(options: Options, drawn: Drawn, device: Any) -> dict[str, Any]:
     from lsm.lm.frozen import FrozenLM
 
     lm = FrozenLM.load(options.lm or DEFAULT_LM, device=device) if options.entropy else None
-    columns = byte_references.measure(drawn.texts, dictionary_texts=drawn.others or None, lm=lm).columns()
+    others = drawn.others if len(drawn.others) >= _DICTIONARY_SENTENCES else None
+    columns = byte_references.measure(drawn.texts, dictionary_texts=others, lm=lm).columns()
     return {key: columns[key] for key in ("zstd_dictionary_bytes", "lm_entropy_bytes") if columns.get(key) is not None}
 
 

@@ -46,7 +46,7 @@ def test_inversion_keeps_the_nearest_of_all_attempts(
     assert outcome.code == 0, outcome.stderr
     rows = {row["label"]: row for row in json.loads(where.read_text())["results"]["rows"]}
     assert list(rows) == ["retrieval", "prefix", "inversion"]
-    assert rows["inversion"]["encoder_calls"] == 8 and rows["prefix"]["encoder_calls"] == 0
+    assert 0 < rows["inversion"]["encoder_calls"] <= 64 and rows["prefix"]["encoder_calls"] == 0
     assert rows["inversion"]["cosine"] >= max(rows["retrieval"]["cosine"], rows["prefix"]["cosine"]) - 1e-6 > 0
 
 
