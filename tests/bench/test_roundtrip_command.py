@@ -34,7 +34,7 @@ def test_text_through_two_decoders_and_their_controls(
     assert "tok:13a" in outcome.stdout
 
 
-def test_inversion_keeps_the_nearest_of_all_attempts(
+def test_inversion_keeps_the_best_attempt_within_its_budget(
     run_cli: Callable, tmp_path: Path, training_corpus: Path, adapter_folder: Path
 ) -> None:
     (tmp_path / "text.txt").write_text("The union is strong. The people keep the peace.")
@@ -47,7 +47,8 @@ def test_inversion_keeps_the_nearest_of_all_attempts(
     rows = {row["label"]: row for row in json.loads(where.read_text())["results"]["rows"]}
     assert list(rows) == ["retrieval", "prefix", "inversion"]
     assert 0 < rows["inversion"]["encoder_calls"] <= 64 and rows["prefix"]["encoder_calls"] == 0
-    assert rows["inversion"]["cosine"] >= max(rows["retrieval"]["cosine"], rows["prefix"]["cosine"]) - 1e-6 > 0
+    # What the LM thinks of the wording counts a little beside the cosine.
+    assert rows["inversion"]["cosine"] >= max(rows["retrieval"]["cosine"], rows["prefix"]["cosine"]) - 0.02 > 0
 
 
 def test_a_corpus_that_is_its_own_store_comes_back_whole(run_cli: Callable, tmp_path: Path, training_corpus: Path) -> None:
