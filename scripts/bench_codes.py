@@ -24,7 +24,7 @@ from lsm.codes.spec import margin
 from lsm.codes.superposition import Codes, SuperpositionEncoder
 from lsm.commands.roundtrip_codes import noisy
 from lsm.decode.code_prior import LMPrior, Prior, previous_prior
-from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, CodeReader, Reading, Rung
+from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader, Reading, Rung
 from lsm.files import read_json, write_json
 from lsm.lm.frozen import FrozenLM
 from lsm.progress import say
@@ -118,7 +118,7 @@ def exact(bench: Bench) -> Any:
 
 def ways(bench: Bench) -> list[tuple[str, Sequence[Rung], Prior | None]]:
     prior = LMPrior(bench.lm)
-    return [("no prior, greedy", LADDER_WITHOUT_PRIOR[:1], None), ("LM, greedy", GREEDY, prior), ("retry", LADDER, prior)]
+    return [("no prior, greedy", PLAIN, None), ("LM, greedy", GREEDY, prior), ("retry", LADDER, prior)]
 
 
 def nasty(bench: Bench) -> Any:
@@ -145,7 +145,7 @@ def size(bench: Bench) -> Any:
                 codes = coder.encoder.encode(texts, n_codes=None if n_codes is None else [1] * len(texts))
                 if n_codes is None and codes.n_codes_B.max() == 1:
                     continue
-                for label, ladder, asked in (("no prior, greedy", LADDER_WITHOUT_PRIOR[:1], None), ("LM, greedy", GREEDY, prior)):
+                for label, ladder, asked in (("no prior, greedy", PLAIN, None), ("LM, greedy", GREEDY, prior)):
                     done, reading = read(coder, texts, ladder, asked, codes=codes, dims=dims, bits=bits, single=n_codes == 1, reader=label)
                     found = reading.log_probability_B
                     nats |= {b: -found[b] for b in np.flatnonzero(reading.certified_B & ~np.isnan(found)).tolist()}
@@ -213,7 +213,7 @@ def priors(bench: Bench) -> Any:
         coder = bench.coder(dims)
         codes = coder.encoder.encode(texts, n_codes=[1] * len(texts))
         for name, prior in asked.items():
-            ladder = GREEDY if prior else LADDER_WITHOUT_PRIOR[:1]
+            ladder = GREEDY if prior else PLAIN
             done, reading = read(coder, texts, ladder, prior, codes=codes, dims=dims, asked=name)
             good = reading.certified_B
             done["nats_per_token"] = float(-reading.log_probability_B[good].sum() / max(1, codes.n_tokens_B[good].sum()))
@@ -230,7 +230,7 @@ def certificates(bench: Bench) -> Any:
     for dims, bits in ((16, 8), (24, 8), (32, 4), (32, 8), (48, 6), (64, 4), (64, 8)):
         coder = bench.coder(dims, bits)
         for name, texts in sets.items():
-            for ladder in (LADDER_WITHOUT_PRIOR[:1], (Rung(4, prior=False),)):
+            for ladder in (PLAIN, (Rung(4, prior=False),)):
                 codes = coder.encoder.encode(texts, n_codes=[1] * len(texts))
                 rows.append(read(coder, texts, ladder, None, codes=codes, dims=dims, bits=bits, set=name, beam=ladder[0].beam)[0])
                 total += len(texts)
@@ -250,7 +250,7 @@ def speed(bench: Bench) -> Any:
     timed: dict[str, Callable[[], Any]] = {
         "tokenise": lambda: bench.lm.tokens.encode_exact(texts),
         "encode": lambda: coder.encoder.encode(texts),
-        "read without prior": lambda: coder.read(codes, LADDER_WITHOUT_PRIOR[:1]),
+        "read without prior": lambda: coder.read(codes, PLAIN),
     }
     codes = coder.encoder.encode(texts)
     for name, call in timed.items():

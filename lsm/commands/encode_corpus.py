@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from lsm.commands.residual import DEFAULT_LM, CodeRecipe, Residual
+from lsm.commands.residual import CodeRecipe, Residual
 from lsm.config import CommonOptions
+from lsm.decode.load import DEFAULT_LM
 from lsm.encode.settings import EncodeSettings
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lsm.decode.load import DEFAULT_LM
 from lsm.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from lsm.decode.code_prior import Prior
     from lsm.decode.code_reader import Reading
 
-DEFAULT_LM = "smollm2-135m-instruct"
 Residual = Literal["none", "superposition"]
 
 
@@ -48,13 +48,13 @@ class CodeRecipe:
         encoder = self.encoder()
         if not self.verify:
             return encoder.encode
-        from lsm.decode.code_reader import LADDER_WITHOUT_PRIOR, CodeReader
+        from lsm.decode.code_reader import PLAIN, CodeReader
         from lsm.decode.verified import encode_verified
 
         reader = CodeReader(encoder)
 
         def coder(texts: Sequence[str]) -> Codes:
-            return encode_verified(encoder, reader, texts, LADDER_WITHOUT_PRIOR[:1]).codes
+            return encode_verified(encoder, reader, texts, PLAIN).codes
 
         return coder
 
@@ -82,10 +82,10 @@ class CorpusCodes:
     def texts(self, doc: int) -> list[str]:
         """A document's sentences; what is not certified is counted and given as it was read."""
         from lsm.codes.storage import from_arrays
-        from lsm.decode.code_reader import LADDER, LADDER_WITHOUT_PRIOR
+        from lsm.decode.code_reader import LADDER, PLAIN
 
         codes = from_arrays(self.spec, self.corpus.residual_arrays(doc))
-        reading: Reading = self.reader.read(codes, LADDER_WITHOUT_PRIOR[:1])
+        reading: Reading = self.reader.read(codes, PLAIN)
         texts, open_B = reading.texts, (~reading.certified_B).nonzero()[0]
         if len(open_B):
             again = self.reader.read(codes.select(open_B), LADDER[1:], self._lm_prior())

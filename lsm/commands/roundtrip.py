@@ -179,7 +179,7 @@ def _draw(options: Options, corpus: Any, encoder: SentenceEncoder) -> Drawn:
 def _references(options: Options, drawn: Drawn, device: Any) -> dict[str, Any]:
     """What the drawn texts take under zstd with a dictionary of other sentences, and under the frozen LM."""
     from lsm.bench import byte_references
-    from lsm.commands.residual import DEFAULT_LM
+    from lsm.decode.load import DEFAULT_LM
     from lsm.lm.frozen import FrozenLM
 
     lm = FrozenLM.load(options.lm or DEFAULT_LM, device=device) if options.entropy else None

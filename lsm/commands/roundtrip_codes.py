@@ -12,9 +12,10 @@ import numpy as np
 
 from lsm.bench.roundtrip import Board, CodeRead
 from lsm.codes.superposition import Codes
-from lsm.commands.residual import DEFAULT_LM, CodeRecipe
+from lsm.commands.residual import CodeRecipe
 from lsm.decode.code_prior import LMPrior, Prior, previous_prior, semantic_prior
-from lsm.decode.code_reader import LADDER, LADDER_WITHOUT_PRIOR, CodeReader, Rung
+from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader, Rung
+from lsm.decode.load import DEFAULT_LM
 from lsm.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def plan(options: Options, source: DecoderSource, previous: Sequence[str], z_ND:
 def ladders(prior: Prior | None, *, retry: bool) -> list[tuple[str, Sequence[Rung]]]:
     """Greedy reading, and with `retry` the ladder of beams above it."""
     if prior is None:
-        return [("greedy", LADDER_WITHOUT_PRIOR[:1]), *([("retry", LADDER_WITHOUT_PRIOR)] if retry else [])]
-    return [("greedy", LADDER[1:2]), *([("retry", LADDER)] if retry else [])]
+        return [("greedy", PLAIN), *([("retry", LADDER_WITHOUT_PRIOR)] if retry else [])]
+    return [("greedy", GREEDY), *([("retry", LADDER)] if retry else [])]
 
 
 def noisy(codes: Codes, noise: float, seed: int) -> Codes:

@@ -41,10 +41,11 @@ class Rung:
         return ("prior" if self.prior else "plain") + ("" if self.beam == 1 else f", beam {self.beam}")
 
 
+PLAIN = (Rung(1, prior=False),)
 GREEDY = (Rung(1, prior=True),)
-LADDER = (Rung(1, prior=False), Rung(1, prior=True), Rung(8, prior=True), Rung(48, prior=True, gap=60.0))
+LADDER = (*PLAIN, *GREEDY, Rung(8, prior=True), Rung(48, prior=True, gap=60.0))
 """Retry: what one rung does not certify goes to the next."""
-LADDER_WITHOUT_PRIOR = (Rung(1, prior=False), Rung(8, prior=False), Rung(48, prior=False, gap=60.0))
+LADDER_WITHOUT_PRIOR = (*PLAIN, Rung(8, prior=False), Rung(48, prior=False, gap=60.0))
 
 
 @dataclasses.dataclass(frozen=True)

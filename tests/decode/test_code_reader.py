@@ -15,7 +15,7 @@ from lsm.codes.alphabet import Alphabet
 from lsm.codes.superposition import SALTS, Codes, SuperpositionEncoder
 from lsm.corpus.reader import Corpus
 from lsm.decode.code_prior import LMPrior, previous_prior
-from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, CodeReader, Rung
+from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader, Rung
 from lsm.decode.verified import encode_verified
 from lsm.errors import UserError
 from lsm.lm.frozen import FrozenLM
@@ -37,7 +37,7 @@ def reader(lm: FrozenLM, dims: int = 256, seed: int = 0) -> CodeReader:
     return CodeReader(SuperpositionEncoder(alphabet.spec(dims=dims, seed=seed), alphabet))
 
 
-@pytest.mark.parametrize("ladder", [LADDER_WITHOUT_PRIOR[:1], GREEDY, (Rung(4, prior=True),), LADDER])
+@pytest.mark.parametrize("ladder", [PLAIN, GREEDY, (Rung(4, prior=True),), LADDER])
 def test_every_text_comes_back_and_is_certified(lm: FrozenLM, ladder: tuple[Rung, ...]) -> None:
     it = reader(lm)
     reading = it.read(it.encoder.encode(TEXTS), ladder, LMPrior(lm))
@@ -109,7 +109,7 @@ def test_noise_is_survived_as_far_as_it_goes(lm: FrozenLM) -> None:
         generator = np.random.default_rng(0)
         spread = sigma * np.sqrt((clean.q_CK.astype(float) ** 2).mean(1, keepdims=True))
         q_CK = np.clip(np.rint(clean.q_CK + spread * generator.standard_normal(clean.q_CK.shape)), -127, 127).astype(np.int8)
-        reading = it.read(dataclasses.replace(clean, q_CK=q_CK), LADDER_WITHOUT_PRIOR[:1], noise=sigma)
+        reading = it.read(dataclasses.replace(clean, q_CK=q_CK), PLAIN, noise=sigma)
         share.append(np.mean([one == other for one, other in zip(reading.texts, texts, strict=True)]))
     assert share[0] == 1 and share[0] >= share[1] >= share[2] and share[2] < 0.5
 
@@ -125,8 +125,8 @@ def test_verified_codes_always_read_back(lm: FrozenLM, monkeypatch: pytest.Monke
     monkeypatch.setattr("lsm.codes.spec.LEAST_MARGIN", 4.0)  # codes so full that many fail at first
     it = reader(lm, dims=16)
     texts = [*TEXTS, *(f"Line {n} of a document, {n * n * 7919}." for n in range(60))]
-    verified = encode_verified(it.encoder, it, texts, LADDER_WITHOUT_PRIOR[:1])
-    assert it.read(verified.codes, LADDER_WITHOUT_PRIOR[:1]).texts == texts
+    verified = encode_verified(it.encoder, it, texts, PLAIN)
+    assert it.read(verified.codes, PLAIN).texts == texts
     assert verified.n_again >= verified.n_more_codes > 0 and (verified.codes.variant_B > 0).any()
     assert (verified.codes.variant_B < SALTS).all()
 
@@ -134,7 +134,7 @@ def test_verified_codes_always_read_back(lm: FrozenLM, monkeypatch: pytest.Monke
 def test_a_code_too_small_for_one_token_is_refused(lm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
     it = reader(lm, dims=8)  # 2^8 sign patterns cannot tell 257 tokens apart
     with pytest.raises(UserError, match="--residual-dims"):
-        encode_verified(it.encoder, it, ["".join(map(chr, range(32, 127)))], LADDER_WITHOUT_PRIOR[:1])
+        encode_verified(it.encoder, it, ["".join(map(chr, range(32, 127)))], PLAIN)
 
 
 def test_a_corpus_gives_its_documents_back_without_their_text(run_cli: Callable, tmp_path: Path) -> None:
