@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -41,6 +43,19 @@ def detach_lora(lm: FrozenLM) -> None:
         for name, child in list(parent.named_children()):
             if hasattr(child, "lora_A"):
                 setattr(parent, name, child.base_layer)
+
+
+@contextmanager
+def lora_off(lm: FrozenLM) -> Iterator[None]:
+    """While open, the LM answers as if it had no LoRA layers."""
+    layers: list[Any] = [module for module in lm._body.modules() if hasattr(module, "lora_A")]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def has_lora(lm: FrozenLM) -> bool:

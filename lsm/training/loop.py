@@ -31,6 +31,7 @@ from lsm.training.optimizer import (
 from lsm.training.settings import TrainingSettings
 from lsm.training.task import Task
 
+PREPARED = "prepared"
 _ETA_AFTER_STEPS = 5
 _PLOT_EVERY_SECONDS = 60.0
 
@@ -62,6 +63,7 @@ class Trainer:
                 say(f"{self.out} is finished: nothing to do", quiet=self.quiet)
                 return self._result(self.settings.steps, 0.0)
             self._print_plan(start)
+            self.task.prepare(self.out / PREPARED, quiet=self.quiet)
             began = time.monotonic()
             self.log = MetricsLog(self.out, start)
             with Progress(self.task.name, self.settings.steps - start, "steps", quiet=self.quiet) as progress:

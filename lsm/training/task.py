@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """Something to train. Inherit from it explicitly: the last four methods then have defaults.
+    """Something to train. Inherit from it explicitly: the last five methods then have defaults.
 
     The loop never looks into a batch. All randomness must come from the batch's index (see `step_generator`) or from torch's global
     generator, which the loop seeds before each batch; so a resumed run repeats an unbroken one bit for bit.
@@ -41,6 +41,10 @@ class Task(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """What the result depends on beside the settings and the seed: corpus, encoder, frozen LM. A resume with another one is refused."""
         return {}
+
+    def prepare(self, folder: Path, *, quiet: bool) -> None:
+        """Long work before the first step: results kept in `folder` (within the run's) are found again when it is resumed."""
+        return
 
     def plan(self) -> list[str]:
         """Lines of the printed plan: data, FLOPs, whatever a person should see before the work starts."""

@@ -1,0 +1,113 @@
+"""The corrector: target vector, hypothesis and its vector become what a frozen LM reads before it writes a better hypothesis.
+
+After vec2text (Morris et al. 2023, eq. 4), whose corrector is an encoder–decoder that reads MLPs of e, ê and e − ê and the hypothesis's
+text. Here a decoder-only LM reads, in this order, a soft prefix of ê, the text, a soft prefix of e − ê and one of e: all three come from
+one prefix adapter, so that an untrained corrector says what the adapter says, the words still lacking among them.
+Shape letters: B rows, D vector width, F trunk width, P prefix positions of one vector, S tokens of a hypothesis, L positions read,
+H hidden width of the LM.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lsm.config import settings_from, to_dict
+from lsm.decode.adapter import WEIGHTS, AdapterHome, PrefixAdapter
+from lsm.decode.settings import AdapterSettings
+from lsm.decode.shipped import CONFIG
+from lsm.errors import UserError
+from lsm.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from lsm.lm.frozen import FrozenLM
+
+FORMAT = "lsm corrector"
+_SLOTS = 8
+
+
+class Corrector(nn.Module):
+    """(e, ê, hypothesis) → inputs [B, L, H] of a frozen LM, and the lexical lift that goes with them."""
+
+    def __init__(self, adapter: PrefixAdapter, *, lora_rank: int, hypothesis_tokens: int) -> None:
+        super().__init__()
+        self.adapter, self.lora_rank, self.hypothesis_tokens = adapter, lora_rank, hypothesis_tokens
+        self.inlet = nn.Linear(3 * adapter.home.dim, 3 * adapter.settings.hidden)
+        nn.init.zeros_(self.inlet.weight)
+        nn.init.zeros_(self.inlet.bias)
+        self.lora = nn.ParameterDict()
+
+    @property
+    def home(self) -> AdapterHome:
+        """The encoder and the LM that it is bound to."""
+        return self.adapter.home
+
+    def trunks(self, z_BD: Tensor, own_BD: Tensor) -> Tensor:
+        """Features [B, 3, F] of target, hypothesis and difference; each sees all three.
+
+        Args:
+            z_BD: targets; only their direction counts.
+            own_BD: what the encoder says of the hypotheses.
+        """
+        z_BD, own_BD = nn.functional.normalize(z_BD.float(), dim=-1), nn.functional.normalize(own_BD.float(), dim=-1)
+        parts_B3D = torch.stack([z_BD, own_BD, z_BD - own_BD], dim=1)
+        more_B3F = self.inlet(parts_B3D.flatten(1) * math.sqrt(self.home.dim)).view(len(z_BD), 3, -1)
+        return self.adapter.trunk(parts_B3D.flatten(0, 1), more_B3F.flatten(0, 1)).view(len(z_BD), 3, -1)
+
+    def inputs(self, trunks_B3F: Tensor, hypothesis_BS: Tensor, lm: FrozenLM) -> Tensor:
+        """What the LM reads [B, L, H], L = 3P + S."""
+        soft_RPH = self.adapter.prefix(trunks_B3F.flatten(0, 1), lm).prefix_BPH
+        target_BPH, own_BPH, lack_BPH = soft_RPH.view(len(trunks_B3F), 3, *soft_RPH.shape[1:]).unbind(1)
+        parts = [own_BPH, lm.embed(hypothesis_BS).to(soft_RPH.dtype), lack_BPH, target_BPH]
+        return torch.cat(parts, dim=1)
+
+    def slots(self, n_tokens: int) -> int:
+        """Places that a hypothesis of `n_tokens` takes: whole eights, the last of them filled with end tokens.
+
+        A function of the hypothesis alone, so that it is read alike whatever it stands beside in a batch.
+        """
+        return _SLOTS * max(1, math.ceil(min(n_tokens, self.hypothesis_tokens) / _SLOTS))
+
+    def in_slots(self, ids: Sequence[int], end_id: int) -> list[int]:
+        """A hypothesis's tokens, cut or filled up to its slots."""
+        n_slots = self.slots(len(ids))
+        return [*ids[:n_slots], *[end_id] * (n_slots - len(ids))]
+
+    def save_pretrained(self, folder: Path, *, card: str, dtype: torch.dtype = torch.float16) -> None:
+        """Write config.json, model.safetensors and README.md into the existing `folder`."""
+        state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": FORMAT})
+        shape: dict[str, Any] = {"lora_rank": self.lora_rank, "hypothesis_tokens": self.hypothesis_tokens}
+        home = dataclasses.asdict(self.home)
+        write_json(folder / CONFIG, {"format": FORMAT, "adapter": to_dict(self.adapter.settings), "home": home, "corrector": shape})
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Corrector:
+        """Read a corrector's folder (RUN/final, or RUN); its weights become float32.
+
+        Raises:
+            UserError: no corrector there, or a damaged one.
+        """
+        folder = folder if (folder / CONFIG).is_file() else folder / "final"
+        config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            raise UserError(f"{folder / CONFIG} is not a corrector's; name a folder that lsm train-decoder --config corrector wrote")
+        adapter = PrefixAdapter(
+            settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG)), AdapterHome(**config["home"])
+        )
+        corrector = cls(adapter, **config["corrector"])
+        try:
+            state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+            corrector.lora = nn.ParameterDict({n.removeprefix("lora."): nn.Parameter(v) for n, v in state.items() if n.startswith("lora.")})
+            corrector.load_state_dict(state)
+        except Exception as error:
+            raise UserError(f"{folder / WEIGHTS} is damaged or missing ({str(error).splitlines()[0]}); fetch or train it again") from error
+        return corrector.eval()
