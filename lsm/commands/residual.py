@@ -107,3 +107,16 @@ class CorpusCodes:
 
             self._prior = LMPrior(FrozenLM.load(self.lm_name, device=self.device))
         return self._prior
+
+
+def comma_separated(value: str) -> list[str]:
+    """The parts of an option's value, each once."""
+    return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def whole_numbers(value: str, option: str) -> list[int]:
+    """The whole numbers in an option's value; raises `UserError` for anything else."""
+    try:
+        return [int(part) for part in comma_separated(value)]
+    except ValueError as error:
+        raise UserError(f"{option} {value}: give whole numbers separated by commas") from error

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from lsm.commands.decoder_options import DecoderOptions
-from lsm.commands.residual import Residual
 from lsm.encode.settings import EncodeSettings
 
 if TYPE_CHECKING:
     from lsm.bench.roundtrip import RoundTrip, Sample
     from lsm.bench.sample import Drawn
     from lsm.commands.roundtrip_codes import CodeRows
+    from lsm.commands.roundtrip_learned import LearnedRows
     from lsm.decode.decoders import Decoder
     from lsm.decode.load import DecoderSource
     from lsm.encode.encoder import SentenceEncoder
@@ -36,10 +36,13 @@ class Options(DecoderOptions):
     decoder: str | None = None
     """Decoders, separated by commas: retrieval, prefix, inversion; default: all that have what they need.
     none = only the residual codes."""
-    residual: Residual = "none"
-    """Residual code to carry beside the semantic vector; superposition gives the words back exactly and is larger than they are."""
+    residual: Literal["none", "superposition", "learned"] = "none"
+    """Residual code to carry beside the semantic vector; superposition gives the words back exactly and is larger than they are; learned
+    lays similar sentences close together and gives short ones back."""
     residual_dims: str = "256"
     """Entries of the code, several separated by commas for a curve."""
+    learned_code: Path | None = None
+    """Folder of a learned code (from train-decoder); default: the shipped one for the encoder."""
     residual_bits: str = "8"
     """Bits of an entry: 8, 6, 4, or several separated by commas."""
     residual_seed: int = 0
@@ -99,11 +102,15 @@ def run(options: Options) -> dict[str, Any]:
     )
     references_N = _references(options, drawn, device)
     sent = _encode(drawn, encoder, name, options.domain or Path(options.input).stem, references_N)
-    read_codes = None
-    if options.residual != "none":
+    read_codes: CodeRows | LearnedRows | None = None
+    if options.residual == "superposition":
         from lsm.commands import roundtrip_codes
 
         read_codes = roundtrip_codes.plan(options, source, drawn.previous, sent.z_ND)
+    elif options.residual == "learned":
+        from lsm.commands import roundtrip_learned
+
+        read_codes = roundtrip_learned.plan(options, source, encoder, sent.z_ND)
     rows = sum(3 if options.controls and decoder.name != "retrieval" else 1 for decoder in decoders)
     with Progress("decoding", rows + (read_codes.n_rows if read_codes else 0), "rows", quiet=options.quiet) as progress:
         board = roundtrip.Board(
@@ -188,7 +195,9 @@ def _references(options: Options, drawn: Drawn, device: Any) -> dict[str, Any]:
     return {key: columns[key] for key in ("zstd_dictionary_bytes", "lm_entropy_bytes") if columns.get(key) is not None}
 
 
-def _negation(options: Options, drawn: Drawn, encoder: SentenceEncoder, decoders: list[Decoder], codes: CodeRows | None) -> list[Any]:
+def _negation(
+    options: Options, drawn: Drawn, encoder: SentenceEncoder, decoders: list[Decoder], codes: CodeRows | LearnedRows | None
+) -> list[Any]:
     """Rows of the negation probe: the vectors' own, then each decoder's and each code's."""
     from lsm.bench import negation
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from lsm.bench.roundtrip import Board, CodeRead
 from lsm.codes.superposition import Codes
-from lsm.commands.residual import CodeRecipe
+from lsm.commands.residual import CodeRecipe, comma_separated, whole_numbers
 from lsm.decode.code_prior import LMPrior, Prior, previous_prior, semantic_prior
 from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader, Rung
 from lsm.decode.load import DEFAULT_LM
@@ -78,7 +78,7 @@ def plan(options: Options, source: DecoderSource, previous: Sequence[str], z_ND:
     """
     from lsm.lm.frozen import FrozenLM
 
-    names = _parts(options.prior)
+    names = comma_separated(options.prior)
     if unknown := [name for name in names if name not in PRIORS]:
         raise UserError(f"--prior {','.join(unknown)}: choose from {', '.join(PRIORS)}")
     prefix = source.prefix() if "semantic" in names else None
@@ -96,7 +96,8 @@ def plan(options: Options, source: DecoderSource, previous: Sequence[str], z_ND:
             assert lm is not None
             priors.append((name, LMPrior(lm) if name == "lm" else previous_prior(lm, previous)))
     recipe = CodeRecipe(lm=options.lm or DEFAULT_LM, seed=options.residual_seed)
-    sizes = [(dims, bits) for dims in _numbers(options.residual_dims, "dims") for bits in _numbers(options.residual_bits, "bits")]
+    every_bits = whole_numbers(options.residual_bits, "--residual-bits")
+    sizes = [(dims, bits) for dims in whole_numbers(options.residual_dims, "--residual-dims") for bits in every_bits]
     recipes = [dataclasses.replace(recipe, dims=dims, bits=bits) for dims, bits in sizes]
     for each in recipes:
         each.encoder()  # refuses impossible numbers before anything long begins
@@ -119,14 +120,3 @@ def noisy(codes: Codes, noise: float, seed: int) -> Codes:
     drawn_CK = np.random.default_rng((seed, 2)).standard_normal(q_CK.shape)
     level = codes.spec.largest_level
     return dataclasses.replace(codes, q_CK=np.clip(np.rint(q_CK + spread_C1 * drawn_CK), -level, level).astype(np.int8))
-
-
-def _parts(value: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
-
-
-def _numbers(value: str, what: str) -> list[int]:
-    try:
-        return [int(part) for part in _parts(value)]
-    except ValueError as error:
-        raise UserError(f"--residual-{what} {value}: give whole numbers separated by commas") from error

@@ -10,6 +10,7 @@ from lsm.errors import UserError
 from lsm.files import read_json
 
 SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED_CODES = Path(__file__).parent / "shipped_codes"
 CONFIG = "config.json"
 
 
@@ -38,6 +39,17 @@ def find_adapter(name: str | None, *, encoder: dict[str, Any]) -> Path:
 def shipped_adapter(encoder: dict[str, Any]) -> Path | None:
     """Folder of the first shipped adapter for this encoder, if there is one."""
     return next((SHIPPED / name for name in _names() if same_space(_encoder_of(SHIPPED / name), encoder)), None)
+
+
+def find_learned_code(encoder: dict[str, Any]) -> Path:
+    """Folder of the shipped learned code for vectors of `encoder`; raises `UserError` where there is none."""
+    for folder in sorted(SHIPPED_CODES.glob("*")):
+        if (folder / CONFIG).is_file() and same_space(read_json(folder / CONFIG)["home"]["adapter"]["encoder"], encoder):
+            return folder
+    raise UserError(
+        f"no shipped learned code goes with vectors of {encoder_line(encoder)}; train one with "
+        "lsm train-decoder --config configs/learned-code.yaml and give it with --learned-code RUN/final"
+    )
 
 
 def _names() -> list[str]:
