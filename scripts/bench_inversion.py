@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from lsm.bench import text_metrics
+from lsm.decode.correcting import CorrectorDecoder
 from lsm.decode.inversion import InversionDecoder
 from lsm.decode.load import DecoderSource
 from lsm.decode.vectors import unit
@@ -45,7 +46,12 @@ def main() -> None:
     parser.add_argument("--encoder", default="minilm")
     parser.add_argument("--independent", default="wordllama", help="encoder that took no part")
     parser.add_argument("--index", type=Path, help="phrase store of training text; FILE.phrases beside it is used too")
-    parser.add_argument("--decoders", default="retrieval,prefix,inversion,guided")
+    parser.add_argument("--corrector", type=Path, help="folder of a corrector for the encoder")
+    parser.add_argument(
+        "--decoders",
+        default="retrieval,prefix,inversion,guided",
+        help="with a corrector also corrector, corrector+beam, inversion+corrector",
+    )
     parser.add_argument("--calls", type=int, nargs="+", default=[8, 32, 128, 512])
     parser.add_argument("--exclude", type=Path, help="JSON {file: {id: share}}: documents that overlap training text, left out")
     parser.add_argument("--n", type=int, default=100)
@@ -59,25 +65,26 @@ def main() -> None:
     texts = draw(options.inputs, options.n, options.seed, excluded)
     z_BD = unit(encoder.encode(texts).vectors)
 
-    def source(calls: int) -> DecoderSource:
+    def source(name: str, calls: int) -> DecoderSource:
         return DecoderSource(
-            encoder=encoder.fingerprint(), index=options.index, encode=lambda some: encoder.encode(some).vectors, encoder_calls=calls
-        )
+            encoder=encoder.fingerprint(), index=options.index, corrector=options.corrector if "corrector" in name else None,
+            encode=lambda some: encoder.encode(some).vectors, encoder_calls=calls, beam=4 if name.endswith("+beam") else 1,
+        )  # fmt: skip
 
     judge = Judge(texts, lambda some: encoder.encode(some).vectors, lambda some: independent.encode(some).vectors)
     results: dict[str, Any] = {"encoder": options.encoder, "texts": texts, "rows": [], "written": {}}
     begun = time.perf_counter()
     for name in options.decoders.split(","):
         largest = max(options.calls)
-        small = [calls for calls in options.calls if calls < AT_ONCE and name in ("inversion", "guided")]
+        small = [calls for calls in options.calls if calls < AT_ONCE and name.split("+")[0] in ("inversion", "guided", "corrector")]
         for calls in dict.fromkeys([*small, largest]):
-            (decoder,) = source(calls).load([name])
+            (decoder,) = source(name, calls).load([name.split("+")[0]])
             trails: list[Trail] = []
             started, rows = time.perf_counter(), len(results["rows"])
             with Progress(f"{name}, {calls} calls", len(texts), "sentences") as progress:
                 for start in range(0, len(texts), AT_ONCE):
                     found = decoder.decode(z_BD[start : start + AT_ONCE], seed=options.seed)
-                    search = isinstance(decoder, InversionDecoder)
+                    search = isinstance(decoder, InversionDecoder | CorrectorDecoder)
                     trails += decoder.trails if search else [[(0, text)] for text in found]
                     seconds = (time.perf_counter() - started) / len(trails)
                     limits = [0] if not search else [calls] if calls < largest else [n for n in options.calls if n not in small]

@@ -25,11 +25,15 @@ class DecoderOptions(CommonOptions):
     """Adapter folder or name of a shipped one (prefix, inversion); default: the shipped one for the encoder."""
     lm: str | None = None
     """Where the adapter's LM lies, when it is not the asset of its name; for guided any LM, default smollm2-135m-instruct."""
+    corrector: Path | None = None
+    """Folder of a corrector (from train-decoder); inversion then uses it too."""
+    beam: int = 4
+    """Hypotheses that corrector keeps from step to step."""
     encoder_calls: int = 64
-    """Most texts that inversion and guided encode for one vector: more calls, nearer texts."""
+    """Most texts that corrector, inversion and guided encode for one vector: more calls, nearer texts."""
 
     def source(self, encoder: SentenceEncoder, device: Any) -> DecoderSource:
-        """The decoders' parts for vectors of `encoder`, which also judges what `inversion` and `guided` write."""
+        """The decoders' parts for vectors of `encoder`, which also judges hypotheses."""
         from lsm.decode.load import DecoderSource
 
         return DecoderSource(
@@ -39,7 +43,9 @@ class DecoderOptions(CommonOptions):
             corpus=self.corpus,
             adapter=self.adapter,
             lm=self.lm,
+            corrector=self.corrector,
             encode=lambda texts: encoder.encode(texts).vectors,
             encoder_calls=self.encoder_calls,
+            beam=self.beam,
             quiet=self.quiet,
         )

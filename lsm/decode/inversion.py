@@ -1,7 +1,7 @@
 """Inversion: hypotheses from every source at hand, then rounds of edits and rewriting, each judged by re-encoding it, within one budget.
 
 After vec2text (Morris et al. 2023) in that a hypothesis is re-encoded, compared with the target and improved, the best kept; its trained
-corrector is replaced by search. Without an adapter nothing has been trained for the encoder at all (`guided`).
+corrector, where there is none, is replaced by search. Without an adapter nothing has been trained for the encoder at all (`guided`).
 What a round tries depends on the rounds before it and never on the limit: a smaller budget ends the same search earlier.
 Shape letters: B targets, D vector width, P prefix positions, H hidden width of the LM, K neighbours.
 """
@@ -17,6 +17,7 @@ import torch
 
 from lsm.decode.budget import EncoderBudget, Hypothesis
 from lsm.decode.composing import Composer
+from lsm.decode.correcting import Writer
 from lsm.decode.decoders import PrefixDecoder, RetrievalDecoder
 from lsm.decode.edits import Edit, Phrases, applied, compatible, ranked_edits
 from lsm.decode.lexicon import Lexicon
@@ -57,6 +58,8 @@ class Parts:
     """Phrases to stitch with."""
     prefix: PrefixDecoder | None = None
     """An adapter for the encoder; its LM is `lm`."""
+    writer: Writer | None = None
+    """A corrector for the encoder, with an LM of its own."""
 
 
 @dataclass
@@ -162,16 +165,17 @@ class InversionDecoder:
             return self._composer.compose(target_BD, lm.embed(ids_BP), strength=_STRENGTH, width=width)
 
     def _rewritten(self, target_BD: np.ndarray, searches: list[_Search], rows: list[int]) -> list[list[str]]:
-        """New sentences that aim beyond the targets, away from what their best hypotheses have already."""
+        """New sentences that aim beyond the targets, away from what their best hypotheses have already; corrections of these first."""
         if not rows:
             return []
-        aims, contexts = [], []
-        for n in rows:
-            best = searches[n].best
-            assert best is not None
-            aims.append(target_BD[n] + _OVERSHOOT * (target_BD[n] - best.z_D))
-            contexts.append([best.text, *searches[n].near])
-        return self._composed(unit(np.stack(aims)), contexts, _COMPOSED)
+        found = [one.best for one in (searches[n] for n in rows) if one.best is not None]
+        assert len(found) == len(rows)
+        own_BD, texts = np.stack([best.z_D for best in found]), [best.text for best in found]
+        contexts = [[best.text, *searches[n].near] for n, best in zip(rows, found, strict=True)]
+        aims_BD = target_BD[rows] + _OVERSHOOT * (target_BD[rows] - own_BD)
+        composed = self._composed(unit(aims_BD), contexts, _COMPOSED)
+        corrected = self.parts.writer.write(target_BD[rows], own_BD, texts) if self.parts.writer else [""] * len(rows)
+        return [[first, *some] for first, some in zip(corrected, composed, strict=True)]
 
     def _edits(self, budget: EncoderBudget, n: int, search: _Search) -> dict[str, Edit]:
         assert search.best is not None and search.reading is not None

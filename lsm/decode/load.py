@@ -12,13 +12,14 @@ from lsm.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from lsm.decode.correcting import Writer
     from lsm.decode.decoders import Decoder, PrefixDecoder
     from lsm.decode.lexicon import Lexicon
     from lsm.decode.phrase_store import PhraseStore
     from lsm.decode.vectors import Encode
     from lsm.lm.frozen import FrozenLM
 
-DECODERS = ("retrieval", "prefix", "inversion", "guided")
+DECODERS = ("retrieval", "prefix", "corrector", "inversion", "guided")
 DEFAULT_LM = "smollm2-135m-instruct"
 
 
@@ -37,10 +38,14 @@ class DecoderSource:
     """Adapter folder or shipped name; None = the first shipped one for the encoder."""
     lm: str | None = None
     """Where the adapter's LM lies; None = the asset of the name that the adapter carries. For `guided` any LM."""
+    corrector: Path | None = None
+    """Folder of a corrector, for `corrector`; `inversion` then corrects too."""
     encode: Encode | None = None
-    """Re-encodes texts, for `inversion` and `guided`."""
+    """Re-encodes texts, for `corrector`, `inversion` and `guided`."""
     encoder_calls: int = 64
-    """Most texts that `inversion` and `guided` encode for one vector."""
+    """Most texts that `corrector`, `inversion` and `guided` encode for one vector."""
+    beam: int = 4
+    """Hypotheses that `corrector` keeps from step to step; with 1 it writes one text a step, the most probable."""
     quiet: bool = False
     _store: PhraseStore | None = field(default=None, init=False, repr=False)
     _lexicon: tuple[str, Lexicon] | None = field(default=None, init=False, repr=False)
@@ -56,6 +61,7 @@ class DecoderSource:
         Raises:
             UserError: unknown name, a part that is not given, or one made for another encoder.
         """
+        from lsm.decode.correcting import CorrectorDecoder
         from lsm.decode.decoders import RetrievalDecoder
         from lsm.decode.inversion import InversionDecoder, Parts
 
@@ -64,7 +70,8 @@ class DecoderSource:
             raise UserError(f"--decoder {','.join(unknown) or '(nothing)'}: choose from {', '.join(DECODERS)}")
         searching = {"inversion", "guided"} & set(names)
         store = self.store() if "retrieval" in names or (searching and self.has_store) else None
-        prefix = self.prefix() if "prefix" in names or ("inversion" in names and self._has_adapter()) else None
+        prefix = self.prefix() if {"prefix", "corrector"} & set(names) or ("inversion" in names and self._has_adapter()) else None
+        writer = self._writer() if "corrector" in names or ("inversion" in names and self.corrector) else None
         decoders: list[Decoder] = []
         for name in names:
             if name == "retrieval":
@@ -73,13 +80,19 @@ class DecoderSource:
             elif name == "prefix":
                 assert prefix is not None
                 decoders.append(prefix)
+            elif name == "corrector":
+                assert prefix is not None and writer is not None and self.encode is not None
+                samples = 1 if self.beam == 1 else 2
+                decoders.append(
+                    CorrectorDecoder(writer, prefix, self.encode, encoder_calls=self.encoder_calls, beam=self.beam, samples=samples)
+                )
             else:
                 assert self.encode is not None, f"{name} needs an encoder to judge its hypotheses"
                 own = prefix if name == "inversion" else None
                 lm = own.lm if own else self._plain_lm(prefix)
                 parts = Parts(
                     encoder=self.encoder, encode=self.encode, lm=lm, lexicon=self._lexicon_of(lm),
-                    store=store, phrases=self._phrases(), prefix=own,
+                    store=store, phrases=self._phrases(), prefix=own, writer=writer if own else None,
                 )  # fmt: skip
                 decoders.append(InversionDecoder(parts, name=name, encoder_calls=self.encoder_calls))
         return decoders
@@ -113,6 +126,19 @@ class DecoderSource:
 
         adapter = PrefixAdapter.from_pretrained(find_adapter(self.adapter, encoder=self.encoder))
         return PrefixDecoder(FrozenLM.load(self.lm or adapter.home.lm["name"], device=self.device), adapter)
+
+    def _writer(self) -> Writer:
+        """The corrector, with an LM of its own that carries its LoRA layers."""
+        from lsm.corpus.format import require_same_space
+        from lsm.decode.correcting import Writer
+        from lsm.decode.corrector import Corrector
+        from lsm.lm.frozen import FrozenLM
+
+        if self.corrector is None:
+            raise UserError("--decoder corrector: name one with --corrector RUN/final (from lsm train-decoder --config corrector)")
+        corrector = Corrector.from_pretrained(self.corrector)
+        require_same_space(corrector.home.encoder, self.encoder, what=f"corrector {self.corrector}")
+        return Writer.of(FrozenLM.load(self.lm or corrector.home.lm["name"], device=self.device), corrector)
 
     def _has_adapter(self) -> bool:
         from lsm.decode.shipped import shipped_adapter
