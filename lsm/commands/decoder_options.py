@@ -27,10 +27,14 @@ class DecoderOptions(CommonOptions):
     """Where the adapter's LM lies, when it is not the asset of its name; for guided any LM, default smollm2-135m-instruct."""
     corrector: Path | None = None
     """Folder of a corrector (from train-decoder); inversion then uses it too."""
+    vec2text: str = "jxm/gtr__nq__32"
+    """Folder or hub id of a published vec2text hypothesis checkpoint (vec2text); --encoder must be the one it was trained for."""
+    vec2text_corrector: str = "jxm/gtr__nq__32__correct"
+    """Folder or hub id of the corrector that belongs to it (vec2text); none = the hypothesis alone."""
     beam: int = 4
-    """Hypotheses that corrector keeps from step to step."""
+    """Hypotheses that corrector and vec2text keep from step to step."""
     encoder_calls: int = 64
-    """Most texts that corrector, inversion and guided encode for one vector: more calls, nearer texts."""
+    """Most texts that corrector, inversion, guided and vec2text encode for one vector: more calls, nearer texts."""
 
     def source(self, encoder: SentenceEncoder, device: Any) -> DecoderSource:
         """The decoders' parts for vectors of `encoder`, which also judges hypotheses."""
@@ -44,6 +48,8 @@ class DecoderOptions(CommonOptions):
             adapter=self.adapter,
             lm=self.lm,
             corrector=self.corrector,
+            vec2text=self.vec2text,
+            vec2text_corrector=self.vec2text_corrector,
             encode=lambda texts: encoder.encode(texts).vectors,
             encoder_calls=self.encoder_calls,
             beam=self.beam,

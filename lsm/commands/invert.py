@@ -21,8 +21,9 @@ class Options(DecoderOptions):
     """Encode this text and word its vector, instead of a file."""
     encoder: str = "minilm"
     """Encoder that the vectors come from; it also judges what comes back."""
-    decoder: Literal["prefix", "retrieval", "inversion", "guided"] = "prefix"
-    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: search by re-encoding; guided: the same without adapter."""
+    decoder: Literal["prefix", "retrieval", "inversion", "guided", "vec2text"] = "prefix"
+    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: search by re-encoding; guided: the same without adapter;
+    vec2text: published checkpoints of Morris et al. (2023) for one encoder each."""
     limit: int | None = None
     """Word only the first so many vectors."""
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
 
 FORMAT = "lsm learned code"
+_IN_INT8, _SCALE = ("reader.of_code_TKF", "reader.of_written_TKF"), ".scale"
 BOUND = 4.0
 """Codes have unit variance in every dim and lie within ±BOUND, so that int8 steps of BOUND/127 are finer than any noise trained with."""
 
@@ -146,11 +147,10 @@ class LearnedCode(nn.Module):
         return (torch.arange(self.settings.dims, device=lengths_B.device) < lengths_B[:, None]).float()
 
     def save_pretrained(self, folder: Path, *, card: str, dtype: torch.dtype = torch.float16) -> None:
-        """Write config.json, model.safetensors and README.md into the existing `folder`."""
-        state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
-        if self.home.shipped_adapter is not None:
-            state = {name: value for name, value in state.items() if not name.startswith("adapter.")}
-        save_file(state, folder / WEIGHTS, metadata={"format": FORMAT})
+        """Write config.json, model.safetensors and README.md into the existing `folder`; float32 stores every weight as it is."""
+        left_out = ("stand_in.", "adapter.") if self.home.shipped_adapter is not None else ("stand_in.",)
+        state = {name: value.detach().cpu() for name, value in self.state_dict().items() if not name.startswith(left_out)}
+        save_file(_packed(state, dtype), folder / WEIGHTS, metadata={"format": FORMAT})
         config = {"code": to_dict(self.settings), "adapter": to_dict(self.adapter.settings), "home": dataclasses.asdict(self.home)}
         write_json(folder / CONFIG, {"format": FORMAT} | config)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -173,10 +173,11 @@ class LearnedCode(nn.Module):
             adapter = PrefixAdapter(settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG)), home.adapter)
         code = cls(settings_from(CodeSettings, config["code"], origin=str(folder / CONFIG)), adapter, home)
         try:
-            state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+            state = _unpacked(load_file(folder / WEIGHTS))
             code.lora = nn.ParameterDict({n.removeprefix("lora."): nn.Parameter(v) for n, v in state.items() if n.startswith("lora.")})
             if home.shipped_adapter is not None:
                 state |= {f"adapter.{name}": value for name, value in adapter.state_dict().items()}
+            state |= {f"stand_in.{name}": value for name, value in code.stand_in.state_dict().items()}  # training alone needs it
             code.load_state_dict(state)
         except Exception as error:
             raise UserError(f"{folder / WEIGHTS} is damaged or missing ({str(error).splitlines()[0]}); fetch or train it again") from error
@@ -250,6 +251,25 @@ class _StandIn(nn.Module):
         x_BTC = nn.functional.pad(self.inlet(embedded_BTH), (0, 0, 2, 0))  # two empty places before the first token
         last_BTC, before_BTC = x_BTC[:, 1:-1], x_BTC[:, :-2]
         return self.down(nn.functional.gelu(self.up(torch.cat([last_BTC, before_BTC], dim=-1))))
+
+
+def _packed(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights as they are stored: in `dtype`, but what the hidden layer reads, most of them, as int8 with a scale for each row."""
+    packed = {}
+    for name, value in state.items():
+        if name in _IN_INT8 and dtype != torch.float32:
+            scale = (value.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-8)
+            packed[name] = (value / scale).round().to(torch.int8)
+            packed[name + _SCALE] = scale.float()
+        else:
+            packed[name] = value.to(dtype).contiguous()
+    return packed
+
+
+def _unpacked(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `_packed` kept, float32."""
+    scales = {name.removesuffix(_SCALE): value for name, value in stored.items() if name.endswith(_SCALE)}
+    return {name: value.float() * scales.get(name, 1.0) for name, value in stored.items() if not name.endswith(_SCALE)}
 
 
 def _shipped(named: dict[str, str], encoder: dict[str, Any]) -> PrefixAdapter:

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from lsm.decode.decoders import Decoder, PrefixDecoder
     from lsm.decode.lexicon import Lexicon
     from lsm.decode.phrase_store import PhraseStore
+    from lsm.decode.vec2text import Vec2TextDecoder
     from lsm.decode.vectors import Encode
     from lsm.lm.frozen import FrozenLM
 
-DECODERS = ("retrieval", "prefix", "corrector", "inversion", "guided")
+DECODERS = ("retrieval", "prefix", "corrector", "inversion", "guided", "vec2text")
 DEFAULT_LM = "smollm2-135m-instruct"
 
 
@@ -40,12 +41,16 @@ class DecoderSource:
     """Where the adapter's LM lies; None = the asset of the name that the adapter carries. For `guided` any LM."""
     corrector: Path | None = None
     """Folder of a corrector, for `corrector`; `inversion` then corrects too."""
+    vec2text: str = "jxm/gtr__nq__32"
+    """Folder or hub id of the hypothesis checkpoint, for `vec2text`."""
+    vec2text_corrector: str = "jxm/gtr__nq__32__correct"
+    """Folder or hub id of its corrector; `none` leaves the hypothesis as it is."""
     encode: Encode | None = None
-    """Re-encodes texts, for `corrector`, `inversion` and `guided`."""
+    """Re-encodes texts, for `corrector`, `inversion`, `guided` and `vec2text`."""
     encoder_calls: int = 64
-    """Most texts that `corrector`, `inversion` and `guided` encode for one vector."""
+    """Most texts that `corrector`, `inversion`, `guided` and `vec2text` encode for one vector."""
     beam: int = 4
-    """Hypotheses that `corrector` keeps from step to step; with 1 it writes one text a step, the most probable."""
+    """Hypotheses that `corrector` and `vec2text` keep from step to step; with 1 they write one text a step, the most probable."""
     quiet: bool = False
     _store: PhraseStore | None = field(default=None, init=False, repr=False)
     _lexicon: tuple[str, Lexicon] | None = field(default=None, init=False, repr=False)
@@ -68,6 +73,9 @@ class DecoderSource:
         unknown = [name for name in names if name not in DECODERS]
         if unknown or not names:
             raise UserError(f"--decoder {','.join(unknown) or '(nothing)'}: choose from {', '.join(DECODERS)}")
+        for option, value in (("--encoder-calls", self.encoder_calls), ("--beam", self.beam)):
+            if value < 1:
+                raise UserError(f"{option} {value}: must be at least 1")
         searching = {"inversion", "guided"} & set(names)
         store = self.store() if "retrieval" in names or (searching and self.has_store) else None
         prefix = self.prefix() if {"prefix", "corrector"} & set(names) or ("inversion" in names and self._has_adapter()) else None
@@ -86,6 +94,8 @@ class DecoderSource:
                 decoders.append(
                     CorrectorDecoder(writer, prefix, self.encode, encoder_calls=self.encoder_calls, beam=self.beam, samples=samples)
                 )
+            elif name == "vec2text":
+                decoders.append(self._vec2text())
             else:
                 assert self.encode is not None, f"{name} needs an encoder to judge its hypotheses"
                 own = prefix if name == "inversion" else None
@@ -139,6 +149,17 @@ class DecoderSource:
         corrector = Corrector.from_pretrained(self.corrector)
         require_same_space(corrector.home.encoder, self.encoder, what=f"corrector {self.corrector}")
         return Writer.of(FrozenLM.load(self.lm or corrector.home.lm["name"], device=self.device), corrector)
+
+    def _vec2text(self) -> Vec2TextDecoder:
+        """Published checkpoints and, by a round trip, the certainty that they invert this encoder."""
+        from lsm.decode.vec2text import load_vec2text, within
+
+        assert self.encode is not None, "vec2text needs an encoder to judge its hypotheses"
+        corrector = None if self.vec2text_corrector == "none" else self.vec2text_corrector
+        steps, beam = within(self.encoder_calls, self.beam)
+        return load_vec2text(
+            self.vec2text, corrector, self.encode, self.encoder, device=self.device, steps=steps, beam=beam, quiet=self.quiet
+        )
 
     def _has_adapter(self) -> bool:
         from lsm.decode.shipped import shipped_adapter

@@ -77,7 +77,7 @@ class Vec2TextDecoder:
         assert steps >= 0 and beam >= 1
         self.hypothesis, self.corrector, self.tokenizer, self.encode, self.encoder = hypothesis, corrector, tokenizer, encode, encoder
         self.steps, self.beam, self.stop_gain, self.length_range = steps if corrector else 0, beam, stop_gain, length_range
-        self.encoder_calls_per_sentence = float(1 + (beam + (self.steps - 1) * beam**2 if self.steps else 0))
+        self.encoder_calls_per_sentence = float(_most_calls(self.steps, beam))
         """The budget, never passed; once something was decoded, the mean of what its last call really took."""
 
     def decode(self, z_BD: np.ndarray, *, seed: int = 0) -> list[str]:
@@ -133,6 +133,18 @@ class Vec2TextDecoder:
     def _in_range(self, z_BD: np.ndarray) -> np.ndarray:
         length_B1 = np.linalg.norm(z_BD, axis=1, keepdims=True)
         return z_BD * (np.clip(length_B1, *self.length_range) / np.maximum(length_B1, 1e-12)).astype(np.float32)
+
+
+def within(encoder_calls: int, beam: int) -> tuple[int, int]:
+    """Most steps, and the beam, that encode no more than `encoder_calls` texts for a vector; a beam that is too wide is narrowed."""
+    beam = min(beam, max(1, encoder_calls - 1))
+    steps = 1 + (encoder_calls - _most_calls(1, beam)) // beam**2 if encoder_calls > 1 else 0
+    return steps, beam
+
+
+def _most_calls(steps: int, beam: int) -> int:
+    """Texts that are encoded for a vector when each is new: the hypothesis, then beam × beam a step, from one text in the first."""
+    return 1 + (beam + (steps - 1) * beam**2 if steps else 0)
 
 
 def load_vec2text(
