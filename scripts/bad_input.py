@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,12 +31,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lsm.decode.shipped import SHIPPED, SHIPPED_CODES
+
 TIMEOUT_SECONDS = 180
 LONG_LINE_BYTES = 200_000_000
 TINY = (
     "--steps 2 --eval-every 2 --save-every 1 --keep-checkpoints 2 --threads 1 --precision float32 --optimizer.warmup-steps 1 "
     "--model.context 8 --model.hidden 16 --model.layers 1 --model.heads 2 --data.batch-sentences 64 --data.held-out-fraction 0.2"
 )
+TINY_DECODER = (
+    "--lm stub --steps 2 --eval-every 2 --save-every 2 --threads 1 --ema-decay None --precision float32 --optimizer.warmup-steps 1 "
+    "--adapter.prefix-length 2 --adapter.hidden 16 --adapter.blocks 1 --lexical-stage.steps 1 "
+    "--reading.held-out-fraction 0.2 --reading.max-tokens 160"
+)
+CODE = "--residual superposition --residual-lm stub --residual-dims 64"
 OFFLINE = {"LSM_HOME": "empty-home", "HF_HOME": "empty-hub", "LSM_OFFLINE": "1"}
 NOWHERE = "http://127.0.0.1:9"
 NO_NETWORK = {
@@ -218,7 +226,123 @@ def all_cases() -> list[Case]:
         Case("--json below a file", "inspect corpus --json more.txt/report.json", "report.json"),
         Case("--out holds something else", "encode-corpus more.txt --out pictures --encoder stub", "pictures", keeps="pictures"),
         Case("--out holds something else", f"pretrain --corpus corpus --out pictures {TINY}", "pictures", keeps="pictures"),
+        *code_cases(),
+        *decoder_cases(),
     ]  # fmt: skip
+
+
+def code_cases() -> list[Case]:
+    """Residual codes that cannot be made, and corpora whose codes were changed."""
+
+    def encode(option: str, names: str) -> Case:
+        code = option if "dims" in option else f"--residual-dims 64 {option}"
+        command = f"encode-corpus more.txt --out made-code --encoder stub --residual superposition --residual-lm stub {code}"
+        return Case("impossible code", command, names)
+
+    def roundtrip(option: str, names: str) -> Case:
+        code = "--residual superposition --lm stub --prior none --residual-dims 64"
+        return Case("impossible code", f"roundtrip more.txt --encoder stub --independent none --decoder none {code} {option}", names)
+
+    def changed(name: str, corpus: str, names: str, options: Sequence[str] = ("--text", "--verify")) -> list[Case]:
+        return [Case(f"codes: {name}", f"inspect {corpus} {option}", f"{corpus}.*{names}", keeps=corpus) for option in options]
+
+    again = "run (the )?encode-corpus"
+    learned = "roundtrip more.txt --encoder {} --independent none --decoder none --residual learned {}"
+    shipped = next(path for path in sorted(SHIPPED_CODES.iterdir()) if (path / "config.json").exists())
+    return [
+        encode("--residual-dims 0", "--residual-dims 0: .*multiple of 8"),
+        encode("--residual-dims 60", "--residual-dims 60: .*multiple of 8"),
+        encode("--residual-dims 8192", "--residual-dims 8192: .*4096"),
+        encode("--residual-bits 5", "--residual-bits 5: choose from 8, 6, 4"),
+        encode("--residual-seed -1", "--residual-seed -1"),
+        encode("--drop-text", "--drop-text.*--verify-codes"),
+        encode("--residual-lm nothing-there", "nothing-there"),
+        roundtrip("--residual-dims 0", "--residual-dims 0: .*multiple of 8"),
+        roundtrip("--residual-dims 64,x", "--residual-dims 64,x: .*commas"),
+        roundtrip("--residual-dims ''", "--residual-dims .nothing.: .*commas"),
+        roundtrip("--residual-bits 8,5", "--residual-bits 5: choose from 8, 6, 4"),
+        roundtrip("--prior telepathy", "--prior telepathy: choose from"),
+        roundtrip("--prior ''", "--prior"),
+        roundtrip("--prior semantic", "--adapter"),
+        roundtrip("--noise -1", "--noise"),
+        *changed("residual.npy truncated", "codes-cut", f"residual.npy.*{again}"),
+        *changed("residual.npy truncated, no text", "codes-only-cut", f"residual.npy.*{again}"),
+        *changed("residual.npy missing", "codes-none", f"residual.npy.*{again}"),
+        *changed("residual-more.npy truncated", "codes-cut-more", f"residual-more.npy.*{again}"),
+        *changed("flipped byte", "codes-flip", f"residual.npy.*{again}"),
+        *changed("flipped byte, no text", "codes-only-flip", f"residual.npy.*{again}"),
+        *changed("flipped byte, unverified", "codes-open-flip", f"residual.npy.*{again}"),
+        *changed("flipped byte in residual-more.npy", "codes-flip-more", f"residual-more.npy.*{again}"),
+        *changed("another seed in the manifest", "codes-seed", f"manifest.json.*seed 1 for 0.*{again}"),
+        *changed("another seed in the manifest, no text", "codes-only-seed", f"manifest.json.*seed 1 for 0.*{again}"),
+        *changed("another seed in the manifest, unverified", "codes-open-seed", f"manifest.json.*seed 1 for 0.*{again}"),
+        *changed("other dims in the manifest", "codes-dims", f"manifest.json.*dims 72 for 64.*{again}"),
+        *changed("no code in the manifest", "codes-unnamed", f"manifest.json.*{again}", options=("--verify",)),
+        Case("codes: another tokenizer", "inspect codes --text --lm nothing-there", "nothing-there"),
+        Case(
+            "codes: no text to search", "invert good.npy --encoder stub --decoder retrieval --corpus codes-only", "codes-only.*codes only"
+        ),
+        Case("learned code that is not there", learned.format("stub", "--learned-code nothing"), "nothing.*train-decoder"),
+        Case("learned code that is none", learned.format("stub", "--learned-code corpus"), "corpus.*train-decoder"),
+        Case("no learned code for the encoder", learned.format("stub", ""), "--learned-code"),
+        Case("learned code of another encoder", learned.format("stub", f"--learned-code {shipped}"), f"{shipped.name}.*"),
+    ]
+
+
+def decoder_cases() -> list[Case]:
+    """Vectors, and parts of decoders, that do not go with one another."""
+    stored = "--decoder retrieval --corpus corpus"
+    shipped = next(path for path in sorted(SHIPPED.iterdir()) if (path / "config.json").exists())
+    both = r"\[[0-9a-f]{16}\].*\[[0-9a-f]{16}\]"
+    ways = {"retrieval": stored, "guided": "--decoder guided --lm stub", "prefix": "--adapter decoder/final --lm stub"}
+    vectors = [
+        Case(f"{name} ({way})", f"invert {file} --encoder stub {options}", names)
+        for way, options in ways.items()
+        for name, file, names in (
+            ("zero vector", "zeros.npy", "vector 2 holds zeros only.*encode its text again"),
+            ("NaN in vectors", "nan.npy", "vector 1 holds NaN.*encode its text again"),
+            ("vectors of another width", "wide.npy", r"\[4, 65\].*64"),
+        )
+    ]
+    roundtrip = "roundtrip more.txt --encoder stub --independent none --lm stub"
+    corrector = f"{roundtrip} --adapter decoder/final --decoder corrector"
+    single = "train-decoder --corpus single --out run-single-{}"
+    one = "single has one document.*at least two"
+    return [
+        *vectors,
+        Case("no vectors", f"invert none.npy --encoder stub {stored}", "none.npy"),
+        Case("--limit 0", f"invert good.npy --encoder stub {stored} --limit 0", "--limit 0"),
+        Case("--limit -1", f"invert good.npy --encoder stub {stored} --limit -1", "--limit -1"),
+        Case("store of another encoder", "invert good.npy --encoder stub --decoder retrieval --index other.faiss", f"other.faiss.*{both}"),
+        Case("adapter of another encoder", f"invert good.npy --encoder stub --adapter {shipped.name}", f"{shipped.name}.*{both}"),
+        Case("adapter of another encoder", "invert wide8.npy --encoder other --adapter decoder/final", f"decoder/final.*{both}"),
+        Case("adapter that is none", "invert good.npy --encoder stub --adapter corpus", "--adapter corpus"),
+        Case("no adapter for the encoder", "invert good.npy --encoder stub", "--adapter"),
+        Case("truncated adapter", "invert good.npy --encoder stub --lm stub --adapter decoder-cut/final", "decoder-cut/final"),
+        Case("--encoder-calls 0", "invert good.npy --encoder stub --decoder guided --encoder-calls 0", "--encoder-calls 0: .*at least 1"),
+        Case("--encoder-calls 0", f"{roundtrip} --decoder inversion --encoder-calls 0", "--encoder-calls 0: .*at least 1"),
+        Case("--beam 0", "invert good.npy --encoder stub --decoder guided --beam 0", "--beam 0: .*at least 1"),
+        Case("no --corrector", f"{roundtrip} --decoder corrector", "--decoder corrector: .*--corrector RUN/final"),
+        Case("no --corrector", corrector, "--decoder corrector: .*--corrector RUN/final"),
+        Case("corrector that is not there", f"{corrector} --corrector nothing", "nothing"),
+        Case("corrector that is none", f"{corrector} --corrector decoder/final", "decoder/final"),
+        Case("retrieval from nothing", "invert good.npy --encoder stub --decoder retrieval", "--index.*--corpus"),
+        Case("unknown decoder", "invert good.npy --encoder stub --decoder telepathy", "telepathy"),
+        Case("unknown decoder", f"{roundtrip} --decoder telepathy", "--decoder telepathy: choose from"),
+        Case("no decoder", f"{roundtrip} --decoder none", "--decoder none"),
+        Case("one document", f"{single.format(1)} {TINY_DECODER}", one),
+        Case("one document", f"{single.format(2)} {kind_of('learned-code')}", one),
+        Case("one document", f"{single.format(3)} {kind_of('corrector')} --adapter.hidden 16 --start-from decoder/final", one),
+        Case("training without text", f"train-decoder --corpus codes-only --out run-codes {TINY_DECODER}", "codes-only.*codes only"),
+        Case("no vec2text checkpoint", "invert good.npy --encoder stub --decoder vec2text --vec2text nothing", "nothing"),
+        Case("no vec2text checkpoint", "invert good.npy --encoder stub --decoder vec2text", "jxm/gtr__nq__32.*assets pull", OFFLINE),
+        Case("vec2text checkpoint that is none", "invert good.npy --encoder stub --decoder vec2text --vec2text corpus", "corpus"),
+    ]  # fmt: skip
+
+
+def kind_of(kind: str) -> str:
+    """The option that names a tiny config of train-decoder."""
+    return f"--config {Path(__file__).resolve().parent.parent / 'configs' / f'{kind}-tiny.yaml'}"
 
 
 def make_inputs(folder: Path) -> None:
@@ -269,6 +393,11 @@ def make_inputs(folder: Path) -> None:
     np.save(folder / "pickle.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     np.save(folder / "cut.npy", vectors)
     cut(folder / "cut.npy")
+    np.save(folder / "none.npy", vectors[:0])
+    np.save(folder / "wide8.npy", vectors[:, :8])
+    zeros = vectors.copy()
+    zeros[2] = 0
+    np.save(folder / "zeros.npy", zeros)
     for name, row, value in (("nan.npy", 1, np.nan), ("inf.npy", 2, np.inf)):
         bad = vectors.copy()
         bad[row, 3] = value
@@ -282,6 +411,12 @@ def make_inputs(folder: Path) -> None:
     good(folder, f"pretrain --corpus corpus --out run {TINY}")
     good(folder, "build-index --corpus corpus --out cut.faiss")
     cut(folder / "cut.faiss")
+    good(folder, "build-index --corpus corpus-other --out other.faiss")
+    good(folder, "encode-corpus more.txt --out single --encoder stub --workers 1")
+    good(folder, f"train-decoder --corpus corpus --out decoder {TINY_DECODER}")
+    (folder / "few.jsonl").write_text("\n".join(rows[:6]) + "\n")
+    for name, more in (("codes", "--verify-codes"), ("codes-only", "--verify-codes --drop-text"), ("codes-open", "")):
+        good(folder, f"encode-corpus few.jsonl --out {name} --encoder stub --shard-rows 80 --workers 1 {CODE} {more}")
     damages: list[tuple[str, str, str, Callable[[Path], None]]] = [
         ("corpus", "cut-vectors", "shards/00001/semantic.npy", cut),
         ("corpus", "cut-sentences", "shards/00001/sentences.parquet", cut),
@@ -295,6 +430,20 @@ def make_inputs(folder: Path) -> None:
         ("run", "flip", "final/model.safetensors", flip),
         ("run", "cut", "final/model.safetensors", cut),
         ("run", "checkpoint", "step-00000002/optimizer.safetensors", cut),
+        ("decoder", "cut", "final/model.safetensors", cut),
+        ("codes", "cut", "shards/00001/residual.npy", cut),
+        ("codes", "none", "shards/00001/residual.npy", Path.unlink),
+        ("codes", "cut-more", "shards/00001/residual-more.npy", cut),
+        ("codes", "flip", "shards/00001/residual.npy", flip),
+        ("codes", "flip-more", "shards/00001/residual-more.npy", flip),
+        ("codes", "seed", "manifest.json", other_code(seed=1)),
+        ("codes", "dims", "manifest.json", other_code(dims=72)),
+        ("codes", "unnamed", "manifest.json", no_code),
+        ("codes-only", "cut", "shards/00001/residual.npy", cut),
+        ("codes-only", "flip", "shards/00001/residual.npy", flip),
+        ("codes-only", "seed", "manifest.json", other_code(seed=1)),
+        ("codes-open", "flip", "shards/00001/residual.npy", flip),
+        ("codes-open", "seed", "manifest.json", other_code(seed=1)),
     ]
     for what, damage, file, do in damages:
         shutil.copytree(folder / what, folder / f"{what}-{damage}")
@@ -514,6 +663,22 @@ def flip(file: Path) -> None:
         byte = handle.read(1)[0]
         handle.seek(-1, os.SEEK_CUR)
         handle.write(bytes([byte ^ 1]))
+
+
+def other_code(**changes: int | str) -> Callable[[Path], None]:
+    """Change entries of a manifest's residual code."""
+
+    def change(manifest: Path) -> None:
+        stored = json.loads(manifest.read_text())
+        stored["residual"] |= changes
+        manifest.write_text(json.dumps(stored))
+
+    return change
+
+
+def no_code(manifest: Path) -> None:
+    """Take the residual code out of a manifest."""
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"residual": None}))
 
 
 def shorter(line: str, limit: int = 420) -> str:

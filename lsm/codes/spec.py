@@ -45,11 +45,11 @@ class CodeSpec:
 
     def __post_init__(self) -> None:
         if self.bits not in FALL_HALF_BITS:
-            raise UserError(f"residual bits {self.bits}: choose from {', '.join(map(str, FALL_HALF_BITS))}")
+            raise UserError(f"--residual-bits {self.bits}: choose from {', '.join(map(str, FALL_HALF_BITS))}")
         if not 8 <= self.dims <= MAX_DIMS or self.dims % 8:
-            raise UserError(f"residual dims {self.dims}: must be a multiple of 8 from 8 to {MAX_DIMS}")
+            raise UserError(f"--residual-dims {self.dims}: must be a multiple of 8 from 8 to {MAX_DIMS}")
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"residual seed {self.seed}: must lie in 0 … 2^63 − 1")
+            raise UserError(f"--residual-seed {self.seed}: must lie in 0 … 2^63 − 1")
 
     @property
     def bytes_per_code(self) -> int:
@@ -91,7 +91,10 @@ class CodeSpec:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(stored, dict) or stored.get("kind") != KIND or not names <= set(stored):
             raise UserError(f"{origin} does not describe a {KIND} code (found {str(stored)[:80]}); encode again")
-        spec = cls(**{name: stored[name] for name in names})
+        try:
+            spec = cls(**{name: stored[name] for name in names})
+        except (UserError, TypeError) as error:
+            raise UserError(f"{origin} does not describe a code that there is ({error}); encode again") from error
         differing = [f"{key} {stored.get(key)} there, {value} here" for key, value in spec.as_dict().items() if stored.get(key) != value]
         if differing:
             raise UserError(f"{origin} holds another version of the code ({'; '.join(differing)}); read it with the lsm that wrote it")

@@ -39,6 +39,8 @@ def run(options: Options) -> dict[str, Any]:
 
     if (options.vectors is None) == (options.text is None):
         raise UserError("invert: give either a .npy FILE or --text TEXT")
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit {options.limit}: must be at least 1")
     device, _ = choose_device(options.device)
     encoder = load_encoder(options.encoder, device=options.device)
     z_BD = encoder.encode([options.text]).vectors if options.text is not None else _read_vectors(options.vectors, options.limit)

@@ -63,21 +63,24 @@ class CorpusCodes:
     """The sentences of a corpus, read from its residual codes: without a prior first, through the frozen LM where that is not enough."""
 
     def __init__(self, corpus: Corpus, *, lm: str | None = None, device: Any = "cpu") -> None:
-        """Raises `UserError` when the corpus has no superposition code, or one over another tokenizer."""
+        """Raises `UserError` when the corpus has no superposition code, another one than it was made with, or another tokenizer's."""
         from lsm.codes.alphabet import Alphabet
         from lsm.codes.spec import CodeSpec
         from lsm.codes.superposition import SuperpositionEncoder
+        from lsm.corpus.verify import require_planned_code
         from lsm.decode.code_reader import CodeReader
         from lsm.lm.tokens import load_tokens
 
         if corpus.residual is None:
             raise UserError(f"corpus {corpus.path} has no residual codes; encode it with --residual superposition")
+        require_planned_code(corpus)
         self.corpus, self.device = corpus, device
         self.spec = CodeSpec.from_dict(corpus.residual, origin=f"residual of corpus {corpus.path}")
         self.lm_name = lm or corpus.residual.get("tokenizer", DEFAULT_LM)
         self.reader = CodeReader(SuperpositionEncoder(self.spec, Alphabet(load_tokens(self.lm_name))), device=device)
         self.n_uncertified = self.n_through_lm = 0
         self._prior: Prior | None = None
+        self._whole_shards: set[int] = set()
 
     def texts(self, doc: int) -> list[str]:
         """A document's sentences; what is not certified is counted and given as it was read."""
@@ -88,6 +91,7 @@ class CorpusCodes:
         reading: Reading = self.reader.read(codes, PLAIN)
         texts, open_B = reading.texts, (~reading.certified_B).nonzero()[0]
         if len(open_B):
+            self._require_whole(doc)  # before an LM is loaded for codes that nothing can read
             again = self.reader.read(codes.select(open_B), LADDER[1:], self._lm_prior())
             self.n_through_lm += len(open_B)
             self.n_uncertified += (n_failed := int((~again.certified_B).sum()))
@@ -99,6 +103,14 @@ class CorpusCodes:
             for b, text in zip(open_B.tolist(), again.texts, strict=True):
                 texts[b] = text
         return texts
+
+    def _require_whole(self, doc: int) -> None:
+        from lsm.corpus.verify import require_whole_shard
+
+        shard = int(self.corpus.documents["shard"][doc].as_py())
+        if shard not in self._whole_shards:
+            require_whole_shard(self.corpus, shard)
+            self._whole_shards.add(shard)
 
     def _lm_prior(self) -> Prior:
         if self._prior is None:
@@ -115,8 +127,11 @@ def comma_separated(value: str) -> list[str]:
 
 
 def whole_numbers(value: str, option: str) -> list[int]:
-    """The whole numbers in an option's value; raises `UserError` for anything else."""
+    """The whole numbers in an option's value; raises `UserError` for anything else and for none."""
     try:
-        return [int(part) for part in comma_separated(value)]
-    except ValueError as error:
-        raise UserError(f"{option} {value}: give whole numbers separated by commas") from error
+        numbers = [int(part) for part in comma_separated(value)]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise UserError(f"{option} {value or '(nothing)'}: give whole numbers separated by commas")
+    return numbers

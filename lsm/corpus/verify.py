@@ -16,7 +16,7 @@ from lsm.corpus import format as layout
 from lsm.corpus.reader import Corpus
 from lsm.corpus.writer import content_sha256, read_done, text_sha256
 from lsm.errors import UserError
-from lsm.files import sha256_file
+from lsm.files import read_json, sha256_file
 
 ReadTexts = Callable[[int], list[str]]
 """Number of a document → its sentences, read from their residual codes."""
@@ -38,19 +38,38 @@ def verify(corpus: Corpus, advance: Callable[[int], None] = lambda n: None, read
             f"{table} is missing or differs from its hash in {layout.MANIFEST}; "
             f"delete {corpus.path / layout.MANIFEST} and run encode-corpus again"
         )
+    require_planned_code(corpus)
     n_documents = 0
     for index, entry in enumerate(corpus.manifest["shards"]):
         read = None if read_texts is None or corpus.keeps_text else _of_shard(corpus, read_texts, n_documents, entry["n_documents"])
-        problem = shard_problem(corpus.path, index, corpus.dim, read) or _differs_from_manifest(corpus, index)
-        if problem:
-            raise UserError(
-                f"{corpus.path} is not whole: shard {entry['name']}: {problem}; delete {layout.shard_folder(corpus.path, index)} "
-                "and run the encode-corpus command that made it again"
-            )
+        require_whole_shard(corpus, index, read)
         n_documents += entry["n_documents"]
         advance(entry["n_sentences"])
     if n_documents != corpus.n_documents or int(corpus.starts[-1]) != corpus.n_sentences:
         raise UserError(f"{corpus.path / layout.MANIFEST}: its counts contradict its shards; delete it and run encode-corpus again")
+
+
+def require_planned_code(corpus: Corpus) -> None:
+    """Raise `UserError` where the manifest names another residual code than `plan.json`, with which the shards were made."""
+    plan = corpus.path / layout.PLAN
+    if not plan.exists():
+        return
+    here, there = corpus.residual or {}, read_json(plan).get("residual") or {}
+    if differing := [f"{key} {here.get(key)} for {there.get(key)}" for key in here | there if here.get(key) != there.get(key)]:
+        manifest = corpus.path / layout.MANIFEST
+        raise UserError(
+            f"{manifest} names another residual code than {layout.PLAN} ({', '.join(differing)}); "
+            f"delete {manifest} and run the encode-corpus command that made it again"
+        )
+
+
+def require_whole_shard(corpus: Corpus, index: int, read: Callable[[], list[str]] | None = None) -> None:
+    """Raise `UserError` where shard `index` is damaged or differs from the manifest; `read` is that of `shard_problem`."""
+    if problem := shard_problem(corpus.path, index, corpus.dim, read) or _differs_from_manifest(corpus, index):
+        raise UserError(
+            f"{corpus.path} is not whole: shard {corpus.manifest['shards'][index]['name']}: {problem}; "
+            f"delete {layout.shard_folder(corpus.path, index)} and run the encode-corpus command that made it again"
+        )
 
 
 def _of_shard(corpus: Corpus, read_texts: ReadTexts, first: int, n: int) -> Callable[[], list[str]]:

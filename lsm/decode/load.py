@@ -76,6 +76,8 @@ class DecoderSource:
         for option, value in (("--encoder-calls", self.encoder_calls), ("--beam", self.beam)):
             if value < 1:
                 raise UserError(f"{option} {value}: must be at least 1")
+        if "corrector" in names and self.corrector is None:
+            raise UserError("--decoder corrector: name one with --corrector RUN/final (from lsm train-decoder --config corrector)")
         searching = {"inversion", "guided"} & set(names)
         store = self.store() if "retrieval" in names or (searching and self.has_store) else None
         prefix = self.prefix() if {"prefix", "corrector"} & set(names) or ("inversion" in names and self._has_adapter()) else None
@@ -144,8 +146,7 @@ class DecoderSource:
         from lsm.decode.corrector import Corrector
         from lsm.lm.frozen import FrozenLM
 
-        if self.corrector is None:
-            raise UserError("--decoder corrector: name one with --corrector RUN/final (from lsm train-decoder --config corrector)")
+        assert self.corrector is not None
         corrector = Corrector.from_pretrained(self.corrector)
         require_same_space(corrector.home.encoder, self.encoder, what=f"corrector {self.corrector}")
         return Writer.of(FrozenLM.load(self.lm or corrector.home.lm["name"], device=self.device), corrector)

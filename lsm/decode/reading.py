@@ -25,6 +25,8 @@ class TokenizedSentences:
     def __init__(
         self, corpus: Corpus, documents: Sequence[int] | np.ndarray, tokens: Tokens, *, max_tokens: int, limit: int | None = None
     ) -> None:
+        if not len(documents):
+            raise UserError(f"corpus {corpus.path} has one document: it cannot both train and be held out; encode at least two")
         self.corpus, self.end_id = corpus, tokens.end_id
         rows: list[int] = []
         pieces: list[np.ndarray] = []
@@ -53,7 +55,9 @@ class TokenizedSentences:
         take()
         rows, pieces = rows[:limit], pieces[:limit]
         if not rows:
-            raise UserError(f"corpus {corpus.path}: no sentence of {len(documents)} documents has at most {max_tokens} tokens; raise it")
+            raise UserError(
+                f"corpus {corpus.path}: no sentence of {len(documents)} documents has at most {max_tokens} tokens; raise max_tokens"
+            )
         self.rows_N = np.array(rows, dtype=np.int64)
         self.lengths_N = np.array([len(piece) for piece in pieces], dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths_N)])

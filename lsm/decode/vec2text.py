@@ -167,13 +167,12 @@ def load_vec2text(
     """
     checkpoint = _read(folder)
     hypothesis = HypothesisModel(checkpoint).to(device)
-    corrector = None if corrector_folder is None else CorrectorModel(_read(corrector_folder)).to(device)
-    dim = int(encoder_fingerprint.get("dim") or 0)
-    for model in filter(None, (hypothesis, corrector)):
-        if model.dim != dim:
-            raise UserError(
-                f"vec2text checkpoint {model.name} inverts vectors of {model.dim} dims, encoder {_name(encoder_fingerprint)} has {dim}"
-            )
+    _require_width(hypothesis.dim, checkpoint, encoder_fingerprint)
+    corrector = None
+    if corrector_folder is not None:
+        correction = _read(corrector_folder)
+        corrector = CorrectorModel(correction).to(device)
+        _require_width(corrector.dim, correction, encoder_fingerprint)
     tokens = _tokenizer(tokenizer, checkpoint)
     global _notice_given
     if not (_notice_given or quiet):
@@ -186,17 +185,24 @@ def load_vec2text(
     return Vec2TextDecoder(hypothesis, corrector, tokens, encode, encoder_fingerprint, steps=steps, beam=beam, length_range=lengths)
 
 
+def _require_width(dim: int, checkpoint: Checkpoint, encoder: dict[str, Any]) -> None:
+    if dim != encoder.get("dim"):
+        raise UserError(
+            f"vec2text checkpoint {checkpoint.name} inverts vectors of {dim} dims, encoder {_name(encoder)} has {encoder.get('dim')}; "
+            f"give the --encoder it was trained on ({_trained_on(checkpoint)}), or the --vec2text checkpoint of this one"
+        )
+
+
 def _check_conventions(decoder: Vec2TextDecoder, own_BD: np.ndarray, floor: float, checkpoint: Checkpoint) -> None:
     """The hypotheses must come near their own sentences, and nearer than to the other ones: some encoders' vectors are all alike."""
     cosine_BB = unit(decoder.encode([text or "." for text in decoder.decode(own_BD)])) @ unit(own_BD).T
     own = float(np.diag(cosine_BB).mean())
     other = float((cosine_BB.sum() - np.trace(cosine_BB)) / (cosine_BB.size - len(cosine_BB)))
     if not (own >= floor and own - other >= max(_MARGIN * (1 - other), 1e-3)):
-        trained_on = checkpoint.config.get("embedder_model_name", "an unnamed encoder")
         raise UserError(
             f"vec2text checkpoint {checkpoint.name} does not invert encoder {_name(decoder.encoder)}: on {len(own_BD)} sentences its "
             f"hypotheses' mean cosine is {own:.2f} (floor {floor:.2f}; to the other sentences {other:.2f}); it was trained on vectors of "
-            f"{trained_on}: use that model with the same pooling and normalisation "
+            f"{_trained_on(checkpoint)}: use that model with the same pooling and normalisation "
             "(gtr_base: mean of the T5 encoder's states, no dense layer, not normalised)"
         )
 
@@ -235,6 +241,10 @@ def _tokenizer(file: Path | None, checkpoint: Checkpoint) -> Any:
 def _unpadded(row: list[int], config: Any) -> list[int]:
     """Start token, text and end token, as the corrector was trained to read a hypothesis."""
     return row[: row.index(config.eos_token_id) + 1] if config.eos_token_id in row else row
+
+
+def _trained_on(checkpoint: Checkpoint) -> str:
+    return str(checkpoint.config.get("embedder_model_name") or "an unnamed encoder")
 
 
 def _name(encoder: dict[str, Any]) -> str:

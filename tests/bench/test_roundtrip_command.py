@@ -77,7 +77,7 @@ def test_noise_costs_words(run_cli: Callable, tmp_path: Path, training_corpus: P
     [
         (["--decoder", "magic"], "magic"),
         (["--decoder", "retrieval"], "--index"),
-        (["--decoder", "none", "--residual", "superposition", "--residual-dims", "7"], "residual dims 7"),
+        (["--decoder", "none", "--residual", "superposition", "--residual-dims", "7"], "--residual-dims 7"),
         (["--decoder", "none", "--residual", "superposition", "--prior", "guess"], "--prior guess"),
         (["--limit", "0"], "--limit 0"),
         (["--noise", "-1"], "--noise -1"),

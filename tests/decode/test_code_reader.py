@@ -164,10 +164,28 @@ def test_codes_read_with_another_seed_are_refused_by_name(run_cli: Callable, tmp
     (tmp_path / "a.txt").write_text("One sentence. Another one.")
     command = ("encode-corpus", tmp_path / "a.txt", "--out", tmp_path / "c", "--encoder", "stub", "--workers", 1, "--residual-lm", "stub")
     assert run_cli(*command, "--residual", "superposition", "--residual-dims", 64, "--verify-codes").code == 0
-    manifest = tmp_path / "c" / "manifest.json"
+    manifest, plan = tmp_path / "c" / "manifest.json", tmp_path / "c" / "plan.json"
     manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    for option in ("--text", "--verify"):
+        outcome = run_cli("inspect", tmp_path / "c", option)
+        assert outcome.code == 2 and "manifest.json names another residual code than plan.json (seed 1 for 0)" in outcome.stderr
+    plan.write_text(plan.read_text().replace('"seed": 0', '"seed": 1'))
     outcome = run_cli("inspect", tmp_path / "c", "--text")
     assert outcome.code == 2 and "do not read back" in outcome.stderr and "seed" in outcome.stderr
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_changed_code_is_refused_by_its_file_before_an_lm_is_loaded(run_cli: Callable, tmp_path: Path, verified: bool) -> None:
+    (tmp_path / "a.txt").write_text("One sentence. Another one.")
+    command = ("encode-corpus", tmp_path / "a.txt", "--out", tmp_path / "c", "--encoder", "stub", "--workers", 1, "--residual-lm", "stub")
+    more = ("--verify-codes",) if verified else ()
+    assert run_cli(*command, "--residual", "superposition", "--residual-dims", 64, *more).code == 0
+    (residual,) = (tmp_path / "c").rglob("residual.npy")
+    stored = bytearray(residual.read_bytes())
+    stored[-1] ^= 1
+    residual.write_bytes(stored)
+    outcome = run_cli("inspect", tmp_path / "c", "--text", "--lm", "stub")
+    assert outcome.code == 2 and "residual.npy differs from its hash" in outcome.stderr and not outcome.stdout
 
 
 def test_a_corpus_with_codes_resumes_only_with_the_same_code(run_cli: Callable, tmp_path: Path) -> None:

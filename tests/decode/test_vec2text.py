@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from lsm.decode import vec2text
-from lsm.decode.vec2text import CHECK_SENTENCES, load_vec2text
+from lsm.decode.load import DecoderSource
+from lsm.decode.vec2text import CHECK_SENTENCES, load_vec2text, within
 from lsm.decode.vec2text_checkpoint import Checkpoint, CorrectorModel
 from lsm.errors import UserError
 
@@ -154,6 +156,57 @@ def test_beam_keeps_the_best_of_all_steps_within_its_budget(hypothesis_folder: P
     assert [pool[0] for pool in pools] == decoder.decode(z, seed=9)
     alone = [decoder.decode(row[None])[0] for row in z]
     assert alone == decoder.decode(z)
+
+
+@pytest.mark.parametrize("beam", [1, 2, 4])
+def test_any_budget_gives_steps_and_a_beam_within_it(beam: int) -> None:
+    assert within(1, beam) == (0, 1)
+    for limit in range(2, 70):
+        steps, narrowed = within(limit, beam)
+        calls = 1 + narrowed + (steps - 1) * narrowed**2
+        assert steps >= 1 and narrowed == min(beam, limit - 1) and calls <= limit < calls + narrowed**2
+
+
+def test_the_decoder_is_loaded_by_its_name(hypothesis_folder: Path, corrector_folder: Path) -> None:
+    z = encode(SENTENCES)
+    folders = {"vec2text": str(hypothesis_folder), "vec2text_corrector": str(corrector_folder)}
+    (decoder,) = DecoderSource(encoder=FINGERPRINT, encode=encode, encoder_calls=4, beam=1, quiet=True, **folders).load(["vec2text"])
+    assert decoder.name == "vec2text" and decoder.encoder_calls_per_sentence == 4 and decoder.decode(z) == SENTENCES
+    source = DecoderSource(encoder=FINGERPRINT, encode=encode, quiet=True, **(folders | {"vec2text_corrector": "none"}))
+    (alone,) = source.load(["vec2text"])
+    assert alone.encoder_calls_per_sentence == 1 and alone.decode(z) == load(hypothesis_folder).decode(z) != SENTENCES
+    for option in ({"encoder_calls": 0}, {"beam": 0}):
+        with pytest.raises(UserError, match=r"--(encoder-calls|beam) 0: must be at least 1"):
+            DecoderSource(encoder=FINGERPRINT, encode=encode, **option, **folders).load(["vec2text"])
+
+
+def bag_encoder(folder: Path) -> Path:
+    """A static encoder as wide as the checkpoint, of other vectors than it inverts."""
+    folder.mkdir()
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_file({"embedding": torch.from_numpy(np.roll(WORDS_VD, 1, axis=0).copy())}, folder / "vectors.safetensors")
+    return folder
+
+
+def test_the_command_line_says_in_one_line_what_is_missing_or_does_not_fit(
+    run_cli: Callable[..., Any], empty_home: Path, hypothesis_folder: Path, corrector_folder: Path, tmp_path: Path
+) -> None:
+    other = bag_encoder(tmp_path / "bag")
+    for encoder, options, message in (
+        ("stub", (), r"jxm/gtr__nq__32: .*LSM_OFFLINE.*lsm assets pull jxm/gtr__nq__32; or give a local folder"),
+        (other, ("--vec2text", hypothesis_folder), r"jxm/gtr__nq__32__correct: .*lsm assets pull"),
+        ("stub", ("--vec2text", hypothesis_folder), r"12 dims, encoder stub .* has 64; give the --encoder"),
+        (
+            other,
+            ("--vec2text", hypothesis_folder, "--vec2text-corrector", corrector_folder),
+            r"does not invert encoder bag .*use that model",
+        ),
+        ("stub", ("--vec2text", tmp_path / "nowhere"), r"nowhere does not exist"),
+    ):
+        outcome = run_cli("invert", "--text", "Any text.", "--encoder", encoder, "--decoder", "vec2text", *options, "--quiet")
+        assert outcome.code == 2 and outcome.stderr.count("\n") == 1 and re.search(message, outcome.stderr), outcome
 
 
 def test_our_corrector_lays_out_its_input_as_the_published_one(corrector_folder: Path) -> None:
