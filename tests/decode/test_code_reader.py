@@ -175,7 +175,9 @@ def test_codes_read_with_another_seed_are_refused_by_name(run_cli: Callable, tmp
 
 
 @pytest.mark.parametrize("verified", [True, False])
-def test_a_changed_code_is_refused_by_its_file_before_an_lm_is_loaded(run_cli: Callable, tmp_path: Path, verified: bool) -> None:
+def test_a_changed_code_is_refused_by_its_file_before_an_lm_is_loaded(
+    run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verified: bool
+) -> None:
     (tmp_path / "a.txt").write_text("One sentence. Another one.")
     command = ("encode-corpus", tmp_path / "a.txt", "--out", tmp_path / "c", "--encoder", "stub", "--workers", 1, "--residual-lm", "stub")
     more = ("--verify-codes",) if verified else ()
@@ -184,7 +186,8 @@ def test_a_changed_code_is_refused_by_its_file_before_an_lm_is_loaded(run_cli: C
     stored = bytearray(residual.read_bytes())
     stored[-1] ^= 1
     residual.write_bytes(stored)
-    outcome = run_cli("inspect", tmp_path / "c", "--text", "--lm", "stub")
+    monkeypatch.setattr(FrozenLM, "load", lambda *_, **__: pytest.fail("an LM was loaded"))
+    outcome = run_cli("inspect", tmp_path / "c", "--text")
     assert outcome.code == 2 and "residual.npy differs from its hash" in outcome.stderr and not outcome.stdout
 
 

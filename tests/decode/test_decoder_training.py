@@ -14,7 +14,7 @@ from lsm.decode.adapter import PrefixAdapter, spoken_before
 from lsm.decode.decoders import PrefixDecoder, RetrievalDecoder
 from lsm.decode.load import DecoderSource
 from lsm.decode.phrase_store import PhraseStore
-from lsm.decode.reading import LengthBatches
+from lsm.decode.reading import LengthBatches, TokenizedSentences
 from lsm.decode.settings import AdapterSettings, DecoderSettings, LexicalStageSettings, ReadingSettings
 from lsm.decode.training import PrefixTask, add_noise
 from lsm.decode.vectors import check_vectors
@@ -128,10 +128,17 @@ def test_wrong_partners_are_refused(small_corpus: Corpus, trained: tuple[Path, P
         DecoderSource(encoder=small_corpus.encoder).load(["guess"])
     with pytest.raises(UserError, match="--index FILE"):
         DecoderSource(encoder=small_corpus.encoder).load(["retrieval"])
+    with pytest.raises(UserError, match="--corrector RUN/final"):
+        DecoderSource(encoder=small_corpus.encoder).load(["corrector"])
     lm = FrozenLM.load("stub")
     lm.sha256 = "another"
     with pytest.raises(UserError, match="adapter speaks through LM"):
         PrefixDecoder(lm, PrefixAdapter.from_pretrained(trained[0]))
+
+
+def test_one_document_is_refused_whichever_side_it_falls_on(small_corpus: Corpus) -> None:
+    with pytest.raises(UserError, match=r"has one document.*encode at least two"):
+        TokenizedSentences(small_corpus, [], FrozenLM.load("stub").tokens, max_tokens=9)
 
 
 def test_damaged_adapter_is_named(trained: tuple[Path, PrefixTask, dict[str, float], dict[str, float]], tmp_path: Path) -> None:
