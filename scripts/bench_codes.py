@@ -24,7 +24,8 @@ from lsm.codes.spec import margin
 from lsm.codes.superposition import Codes, SuperpositionEncoder
 from lsm.commands.roundtrip_codes import noisy
 from lsm.decode.code_prior import LMPrior, Prior, previous_prior
-from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader, Reading, Rung
+from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader, Reading
+from lsm.decode.code_search import Rung
 from lsm.files import read_json, write_json
 from lsm.lm.frozen import FrozenLM
 from lsm.progress import say

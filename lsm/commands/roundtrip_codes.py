@@ -14,7 +14,8 @@ from lsm.bench.roundtrip import Board, CodeRead
 from lsm.codes.superposition import Codes
 from lsm.commands.residual import CodeRecipe, comma_separated, whole_numbers
 from lsm.decode.code_prior import LMPrior, Prior, previous_prior, semantic_prior
-from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader, Rung
+from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader
+from lsm.decode.code_search import Rung
 from lsm.decode.load import DEFAULT_LM
 from lsm.errors import UserError
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.generation import Bias
+from lsm.lm.tokens import pad_ids
 
 if TYPE_CHECKING:
     from lsm.decode.decoders import PrefixDecoder
@@ -42,8 +43,13 @@ class Prior(Protocol):
     name: str
     device: torch.device
 
-    def begin(self, texts_A: np.ndarray) -> Session:
-        """A session over texts of one `group`."""
+    def begin(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]] | None = None) -> Session:
+        """A session over texts of one `group`.
+
+        Args:
+            drafts: tokens of each text that are believed to be read. The session looks at them all at once, and is right about a row
+                for as long as the row reads what its draft says.
+        """
         ...
 
     def group(self, text: int) -> int:
@@ -74,23 +80,29 @@ class LMPrior:
     def group(self, text: int) -> int:
         return len(self._context(text))
 
-    def begin(self, texts_A: np.ndarray) -> Session:
+    def begin(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]] | None = None) -> Session:
+        lift: Bias | None = None
         if self._prefix is not None:
-            prefix_APH, lift = self._prefix(texts_A)
-            return _LMSession(self.lm, prefix_APH, self._special, lift)
-        ids_AT = torch.tensor([self._context(text) for text in texts_A.tolist()], dtype=torch.int64, device=self.device)
-        return _LMSession(self.lm, self.lm.embed(ids_AT), self._special, None)
+            inputs_APH, lift = self._prefix(texts_A)
+        else:
+            ids_AT = torch.tensor([self._context(text) for text in texts_A.tolist()], dtype=torch.int64, device=self.device)
+            inputs_APH = self.lm.embed(ids_AT)
+        if drafts is None:
+            return _LMSession(self.lm, inputs_APH, self._special, lift)
+        return _DraftSession(self.lm, inputs_APH, self._special, lift, drafts)
 
     def _context(self, text: int) -> Sequence[int]:
         return (self._contexts[text] if self._contexts is not None else None) or self._start
 
 
 class _LMSession:
-    def __init__(self, lm: FrozenLM, inputs_ATH: Tensor, special: Tensor, lift: Bias | None) -> None:
-        self.lm, self._inputs, self._special, self._lift = lm, inputs_ATH, special, lift
+    """Reads token by token, with a cache."""
+
+    def __init__(self, lm: FrozenLM, inputs_APH: Tensor, special: Tensor, lift: Bias | None) -> None:
+        self.lm, self._inputs, self._special, self._lift = lm, inputs_APH, special, lift
         self._cache: Any = None
-        self._origin_A = torch.arange(len(inputs_ATH), device=lm.device)
-        self._spoken_AH = torch.zeros(len(inputs_ATH), lm.width, device=lm.device)
+        self._origin_A = torch.arange(len(inputs_APH), device=lm.device)
+        self._spoken_AH = torch.zeros(len(inputs_APH), lm.width, device=lm.device)
         self._n_tokens = 0
 
     @torch.inference_mode()
@@ -98,15 +110,38 @@ class _LMSession:
         if rows_A is not None:
             assert symbols_A is not None
             if len(rows_A) != len(self._origin_A) or not torch.equal(rows_A, torch.arange(len(rows_A), device=rows_A.device)):
-                self._cache.batch_select_indices(rows_A)
-                self._origin_A, self._spoken_AH = self._origin_A[rows_A], self._spoken_AH[rows_A]
+                self._select(rows_A)
             self._inputs = self.lm.embed(symbols_A[:, None])
             self._spoken_AH = self._spoken_AH + self._inputs[:, 0].float()
             self._n_tokens += 1
         bias_AH = self._lift(self._spoken_AH, self._n_tokens, self._origin_A) if self._lift is not None else None
-        logits_AV, self._cache = self.lm.step(self._inputs, self._cache, bias_AH)
+        logits_AV = self.lm.logits(self._hidden(), bias_AH)
         logits_AV[:, self._special] = -torch.inf
         return logits_AV.log_softmax(-1)
+
+    def _select(self, rows_A: Tensor) -> None:
+        if self._cache is not None:
+            self._cache.batch_select_indices(rows_A)
+        self._origin_A, self._spoken_AH = self._origin_A[rows_A], self._spoken_AH[rows_A]
+
+    def _hidden(self) -> Tensor:
+        """What the output layer reads of each row's next token [A, H]."""
+        hidden_AH, self._cache = self.lm.read(self._inputs, self._cache)
+        return hidden_AH
+
+
+class _DraftSession(_LMSession):
+    """Has read whole drafts in one pass; each step looks up its place in it."""
+
+    @torch.inference_mode()
+    def __init__(self, lm: FrozenLM, inputs_APH: Tensor, special: Tensor, lift: Bias | None, drafts: Sequence[Sequence[int]]) -> None:
+        super().__init__(lm, inputs_APH, special, lift)
+        ids_AT = pad_ids(drafts, lm.tokens.end_id)[0].to(lm.device)
+        whole = torch.cat([inputs_APH.to(lm.dtype), lm.embed(ids_AT[:, :-1])], dim=1)
+        self._hidden_ATH = lm.final_hidden(whole)[:, inputs_APH.shape[1] - 1 :]
+
+    def _hidden(self) -> Tensor:
+        return self._hidden_ATH[self._origin_A, self._n_tokens]
 
 
 def semantic_prior(decoder: PrefixDecoder, z_BD: np.ndarray) -> LMPrior:

@@ -1,51 +1,41 @@
-"""Superposition codes back to text: token by token with interference cancellation and a prior, wider where it fails, certified at the end.
+"""Superposition codes back to text: from the loudest token to the faintest, wider where that fails, certified at the end.
 
-Letters: B texts, A hypotheses being read, W beam width, V symbols that may come next, T tokens, k entries of a code.
+Letters: B texts, T tokens, V symbols that may come next, k entries of a code.
 
-A code is the sum of signed token codes with falling amplitude plus the error of its quantiser (docs/codes.md). Reading goes from the
-loudest token to the faintest: what is left of the code after the tokens read so far is correlated with every symbol's signs, and that
-likelihood is weighed against the prior (Joseph & Barron 2012, adaptive successive decoding; the beam is its list decoding).
+A code is the sum of signed token codes with falling amplitude plus the error of its quantiser (docs/codes.md). A ladder of searches reads
+it. The first search that asks an LM does so of whole drafts, read without the LM: where the LM would have read the same, one pass over all
+tokens tells so, at the cost of a training pass and not of T small steps (speculative decoding, Leviathan et al. 2023, with the code as the
+draft model).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lsm.codes.alphabet import checksum
-from lsm.codes.spec import BYTE_SYMBOLS, amplitudes
-from lsm.codes.superposition import IN_BYTES, SALTS, Codes, SuperpositionEncoder, pieces
-from lsm.decode.code_prior import Prior, Session
+from lsm.codes.spec import margin
+from lsm.codes.superposition import IN_BYTES, SALTS, Codes, SuperpositionEncoder
+from lsm.decode.code_prior import Prior
+from lsm.decode.code_search import Rung, Search, Signs
 
 ROWS_AT_ONCE = 64
 """Hypotheses read side by side: their logits are [64, V]."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rung:
-    """One way to read; a ladder of them goes from the fastest to the widest."""
-
-    beam: int
-    prior: bool
-    """Ask the prior; without it every token is as likely as any other."""
-    gap: float = 30.0
-    """Hypotheses so many nats behind their text's best are dropped."""
-
-    @property
-    def name(self) -> str:
-        return ("prior" if self.prior else "plain") + ("" if self.beam == 1 else f", beam {self.beam}")
-
+DRAFT_MARGIN = 30.0
+"""Nats a token from which a code's text is drafted without the prior: below it too few drafts would be right."""
 
 PLAIN = (Rung(1, prior=False),)
 GREEDY = (Rung(1, prior=True),)
 LADDER = (*PLAIN, *GREEDY, Rung(8, prior=True), Rung(48, prior=True, gap=60.0))
 """Retry: what one rung does not certify goes to the next."""
 LADDER_WITHOUT_PRIOR = (*PLAIN, Rung(8, prior=False), Rung(48, prior=False, gap=60.0))
+
+
+Found = tuple[str, bool, float]
+"""Text, whether it is certified, and its log probability."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +55,7 @@ class CodeReader:
     """Reads the codes of one spec."""
 
     def __init__(self, encoder: SuperpositionEncoder, *, device: torch.device | str = "cpu") -> None:
-        self.encoder, self.device = encoder, torch.device(device)
-
-    @cached_property
-    def _codebook_VK(self) -> Tensor:
-        return torch.from_numpy(self.encoder.codebook_VK).to(self.device, torch.float32)
-
-    @cached_property
-    def _special(self) -> Tensor:
-        return torch.tensor(self.encoder.alphabet.tokens.special_ids(), dtype=torch.int64, device=self.device)
+        self.encoder, self._signs = encoder, Signs(encoder, torch.device(device))
 
     def read(self, codes: Codes, ladder: Sequence[Rung], prior: Prior | None = None, *, noise: float = 0.0) -> Reading:
         """Texts of `codes`, each by the first rung that certifies it, else by the last.
@@ -96,9 +78,14 @@ class CodeReader:
             _, certified_B[b], log_probability_B[b] = self._judged(codes, int(b), [([], 0.0)], prior is not None)
         for number, rung in enumerate(ladder):
             open_B = np.flatnonzero(~certified_B)
-            for batch in self._batches(codes, open_B, rung, prior):
-                for b, found in zip(batch, self._read_batch(codes, batch, rung, prior, noise), strict=True):
-                    texts[b], certified_B[b], log_probability_B[b], rung_B[b] = *found, number
+            settled: dict[int, Found] = {}
+            if number == 0 and rung.prior and rung.beam == 1 and prior is not None:
+                for batch in self._batches(codes, self._worth_drafting(codes, open_B), rung, prior):
+                    settled |= self._agreed(codes, batch, rung, prior, noise)
+            for batch in self._batches(codes, np.setdiff1d(open_B, list(settled)), rung, prior):
+                settled |= self._read_batch(codes, batch, rung, prior, noise)
+            for b, found in settled.items():
+                texts[b], certified_B[b], log_probability_B[b], rung_B[b] = *found, number
         return Reading(texts, certified_B, log_probability_B, rung_B)
 
     def _batches(self, codes: Codes, open_B: np.ndarray, rung: Rung, prior: Prior | None) -> list[np.ndarray]:
@@ -118,15 +105,39 @@ class CodeReader:
             batches[-1].append(key[-1])
         return [np.array(batch) for batch in batches]
 
-    def _read_batch(self, codes: Codes, batch: np.ndarray, rung: Rung, prior: Prior | None, noise: float) -> list[tuple[str, bool, float]]:
-        """(text, certified, log probability) of texts that are read side by side."""
+    def _read_batch(self, codes: Codes, batch: np.ndarray, rung: Rung, prior: Prior | None, noise: float) -> dict[int, Found]:
+        """What comes back from texts that are read side by side."""
         some = codes.select(batch)
         in_bytes = bool(some.variant_B[0] & IN_BYTES)
         session = prior.begin(batch) if prior is not None and rung.prior and not in_bytes else None
-        found = _Search(self, some, rung, session, noise).run()
-        return [self._judged(some, b, hypotheses, session is not None) for b, hypotheses in enumerate(found)]
+        found = Search(self._signs, some, rung, session, noise).run()
+        return {int(b): self._judged(some, n, found[n], session is not None) for n, b in enumerate(batch)}
 
-    def _judged(self, some: Codes, b: int, hypotheses: list[tuple[list[int], float]], has_prior: bool) -> tuple[str, bool, float]:
+    def _worth_drafting(self, codes: Codes, open_B: np.ndarray) -> np.ndarray:
+        """Texts in tokens whose codes stand far enough off their noise to be read without a prior."""
+        spec = codes.spec
+        most_B = -(-codes.n_tokens_B.astype(np.int64) // np.maximum(codes.n_codes_B, 1))
+        return np.array(
+            [
+                b
+                for b in open_B
+                if most_B[b] and not codes.variant_B[b] & IN_BYTES and margin(spec.dims, spec.bits, int(most_B[b])) >= DRAFT_MARGIN
+            ],
+            dtype=np.int64,
+        )
+
+    def _agreed(self, codes: Codes, batch: np.ndarray, rung: Rung, prior: Prior, noise: float) -> dict[int, Found]:
+        """What comes back from those texts of `batch` in which the prior changes no token of what is read without it.
+
+        Every token is weighed as token-by-token reading weighs it, given the same tokens before; so the text is the same.
+        """
+        some = codes.select(batch)
+        drafts = [hypotheses[0][0] for hypotheses in Search(self._signs, some, PLAIN[0], None, noise).run()]
+        session = prior.begin(batch, drafts)
+        found = Search(self._signs, some, rung, session, noise).run()
+        return {int(b): self._judged(some, n, found[n], True) for n, b in enumerate(batch) if found[n][0][0] == drafts[n]}
+
+    def _judged(self, some: Codes, b: int, hypotheses: list[tuple[list[int], float]], has_prior: bool) -> Found:
         """The first hypothesis that is certified, else the first."""
         texts = [self.encoder.alphabet.text(symbols) for symbols, _ in hypotheses]
         for text, (_, log_probability) in zip(texts, hypotheses, strict=True):
@@ -138,104 +149,3 @@ class CodeReader:
         """Whether `text`, encoded again in the way of `code` (one text's), gives the same code, header and checksum."""
         again = self.encoder.encode([text], salts=[int(code.variant_B[0]) & (SALTS - 1)], n_codes=[int(code.n_codes_B[0])])
         return bool(code.same_as(again)[0])
-
-
-class _Search:
-    """Beam search over one batch; hypotheses of a text stand together, best first."""
-
-    def __init__(self, reader: CodeReader, codes: Codes, rung: Rung, session: Session | None, noise: float) -> None:
-        self.codes, self.rung, self.session, device = codes, rung, session, reader.device
-        size = reader.encoder.alphabet.size
-        in_bytes = bool(codes.variant_B[0] & IN_BYTES)
-        self.offset = size if in_bytes else 0
-        self.codebook_VK = reader._codebook_VK[size : size + BYTE_SYMBOLS] if in_bytes else reader._codebook_VK[:size]
-        self.special = None if in_bytes else reader._special
-        n_tokens = codes.n_tokens_B.astype(np.int64)
-        longest = int(n_tokens.max(initial=0))
-        self.n_tokens_B = torch.from_numpy(n_tokens).to(device)
-        salts = codes.variant_B & (SALTS - 1)
-        tables = {int(salt): torch.from_numpy(reader.encoder.positions(int(salt), longest)) for salt in np.unique(salts)}
-        self.sign_BTK = torch.stack([tables[int(salt)] for salt in salts]).to(device, torch.float32)
-        # Of every token: its amplitude, the noise in an entry once it is taken off, and the code that it stands in, when it is its first.
-        unit = 2.0**-14
-        self.amplitude_BT, self.noise_BT = torch.zeros(len(codes), longest), torch.ones(len(codes), longest)
-        self.opens_BT = torch.full((len(codes), longest), -1, dtype=torch.int64)
-        for b in range(len(codes)):
-            for number, (begin, end) in enumerate(pieces(int(n_tokens[b]), int(codes.n_codes_B[b]))):
-                if end == begin:
-                    continue
-                code = int(codes.first_B[b]) + number
-                amplitude = torch.from_numpy(amplitudes(end - begin, codes.spec.bits).astype(np.float64)) * unit
-                after = amplitude.square().flip(0).cumsum(0).flip(0) - amplitude.square()
-                self.amplitude_BT[b, begin:end] = amplitude.float()
-                step = float(codes.step_C[code]) * unit
-                spread = noise * step * float(np.sqrt(np.mean(codes.q_CK[code].astype(np.float64) ** 2)))
-                self.noise_BT[b, begin:end] = (after + step**2 / 12 + spread**2).float()
-                self.opens_BT[b, begin] = code
-        values = codes.q_CK.astype(np.float32) * (codes.step_C[:, None].astype(np.float32) * unit)
-        self.values_CK = torch.from_numpy(values).to(device)
-        self.amplitude_BT, self.noise_BT, self.opens_BT = (x.to(device) for x in (self.amplitude_BT, self.noise_BT, self.opens_BT))
-
-    @torch.inference_mode()
-    def run(self) -> list[list[tuple[list[int], float]]]:
-        """Hypotheses of each text, best first: symbols and their log probability under the prior."""
-        n_texts, device = len(self.codes), self.values_CK.device
-        found: list[list[tuple[list[int], float]]] = [[] for _ in range(n_texts)]
-        text_A = torch.arange(n_texts, device=device)
-        history_AT = torch.zeros(n_texts, 0, dtype=torch.int64, device=device)
-        logp_A, done_A = torch.zeros(n_texts, device=device), torch.zeros(n_texts, device=device)
-        rest_AK = torch.zeros(n_texts, self.codes.spec.dims, device=device)
-        rows_A: Tensor | None = None
-        for t in range(self.opens_BT.shape[1] + 1):
-            ends_A = self.n_tokens_B[text_A] == t
-            if ends_A.any():
-                for a in ends_A.nonzero().squeeze(1).tolist():
-                    found[int(text_A[a])].append((history_AT[a].tolist(), float(logp_A[a])))
-                kept = (~ends_A).nonzero().squeeze(1)
-                text_A, history_AT, logp_A, done_A, rest_AK = (x[kept] for x in (text_A, history_AT, logp_A, done_A, rest_AK))
-                rows_A = kept if rows_A is None else rows_A[kept]
-            if not len(text_A):
-                break
-            opens_A = self.opens_BT[text_A, t]
-            if (fresh := (opens_A >= 0).nonzero().squeeze(1)).numel():
-                if t:
-                    done_A[fresh] -= rest_AK[fresh].square().sum(1) / (2 * self.noise_BT[text_A[fresh], t - 1])
-                rest_AK[fresh] = self.values_CK[opens_A[fresh]]
-            sign_AK = self.sign_BTK[text_A, t]
-            amplitude_A1, noise_A1 = self.amplitude_BT[text_A, t, None], self.noise_BT[text_A, t, None]
-            match_AV = (rest_AK * sign_AK * (amplitude_A1 / noise_A1)) @ self.codebook_VK.T
-            if self.session is not None:
-                first = t == 0
-                match_AV += self.session.step(None if first else rows_A, None if first else history_AT[:, -1])[:, : match_AV.shape[1]]
-            elif self.special is not None:
-                match_AV[:, self.special] = -torch.inf
-            parent_A, symbol_A = self._best(match_AV, logp_A + done_A - rest_AK.square().sum(1) / (2 * noise_A1[:, 0]), text_A)
-            chosen_A = match_AV[parent_A, symbol_A]
-            code_AK = self.codebook_VK[symbol_A]
-            correlation_A = (rest_AK[parent_A] * sign_AK[parent_A] * code_AK).sum(1) * (amplitude_A1 / noise_A1)[parent_A, 0]
-            logp_A = logp_A[parent_A] + (chosen_A - correlation_A if self.session is not None else 0.0)
-            rest_AK = rest_AK[parent_A] - amplitude_A1[parent_A] * sign_AK[parent_A] * code_AK
-            text_A, done_A = text_A[parent_A], done_A[parent_A]
-            history_AT = torch.cat([history_AT[parent_A], symbol_A[:, None]], dim=1)
-            rows_A = parent_A
-        if self.offset:
-            found = [[([symbol + self.offset for symbol in symbols], logp) for symbols, logp in some] for some in found]
-        return found
-
-    def _best(self, match_AV: Tensor, base_A: Tensor, text_A: Tensor) -> tuple[Tensor, Tensor]:
-        """The next hypotheses, as (row they come from, symbol): the `beam` best of each text within `gap` of its best."""
-        if self.rung.beam == 1:
-            return torch.arange(len(match_AV), device=match_AV.device), match_AV.argmax(1)
-        top_AW, symbol_AW = match_AV.topk(min(self.rung.beam, match_AV.shape[1]), dim=1)
-        score_AW = base_A[:, None] + top_AW
-        parents, symbols = [], []
-        _, counts = text_A.unique_consecutive(return_counts=True)
-        width, first = score_AW.shape[1], 0
-        for count in counts.tolist():
-            scores = score_AW[first : first + count].flatten()
-            best, place = scores.topk(min(self.rung.beam, len(scores)))
-            place = place[best >= best[0] - self.rung.gap]
-            parents.append(first + place // width)
-            symbols.append(symbol_AW[first : first + count].flatten()[place])
-            first += count
-        return torch.cat(parents), torch.cat(symbols)

@@ -12,7 +12,8 @@ import numpy as np
 
 from lsm.codes.superposition import Codes, SuperpositionEncoder
 from lsm.decode.code_prior import Prior
-from lsm.decode.code_reader import CodeReader, Rung
+from lsm.decode.code_reader import CodeReader
+from lsm.decode.code_search import Rung
 from lsm.errors import UserError
 
 SALT_TRIES = 3

@@ -151,13 +151,21 @@ class FrozenLM:
         rows = torch.repeat_interleave(torch.arange(len(ids_BT), device=loss.device), lengths_B)
         return torch.zeros(len(ids_BT), device=loss.device).index_add(0, rows, loss) / lengths_B
 
-    def step(self, inputs_BTH: Tensor, cache: Any = None, bias_BH: Tensor | None = None) -> tuple[Tensor, Any]:
-        """Read T more positions and return the float32 logits [B, V] of the next token and the grown cache (None starts one)."""
+    def read(self, inputs_BTH: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """Read T more positions and return the last one's hidden state [B, H] and the grown cache (None starts one)."""
         output = self._body(inputs_embeds=inputs_BTH.to(self.dtype), past_key_values=cache, use_cache=True)
-        hidden_BH = output.last_hidden_state[:, -1]
+        return output.last_hidden_state[:, -1], output.past_key_values
+
+    def logits(self, hidden_BH: Tensor, bias_BH: Tensor | None = None) -> Tensor:
+        """float32 logits [B, V] of the next token; `bias_BH` is added to the hidden states."""
         if bias_BH is not None:
             hidden_BH = (hidden_BH.float() + bias_BH).to(self.dtype)
-        return nn.functional.linear(hidden_BH, self.head_VH).float(), output.past_key_values
+        return nn.functional.linear(hidden_BH, self.head_VH).float()
+
+    def step(self, inputs_BTH: Tensor, cache: Any = None, bias_BH: Tensor | None = None) -> tuple[Tensor, Any]:
+        """`read`, then `logits`."""
+        hidden_BH, cache = self.read(inputs_BTH, cache)
+        return self.logits(hidden_BH, bias_BH), cache
 
     def generate(
         self,

@@ -15,7 +15,8 @@ from lsm.codes.alphabet import Alphabet
 from lsm.codes.superposition import SALTS, Codes, SuperpositionEncoder
 from lsm.corpus.reader import Corpus
 from lsm.decode.code_prior import LMPrior, previous_prior
-from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader, Rung
+from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader
+from lsm.decode.code_search import Rung
 from lsm.decode.verified import encode_verified
 from lsm.errors import UserError
 from lsm.lm.frozen import FrozenLM
@@ -54,6 +55,20 @@ def test_batched_is_one_by_one(lm: FrozenLM, rung: Rung) -> None:
     assert together.certified_B.tolist() == [bool(one.certified_B[0]) for one in alone]
     for b, one in enumerate(alone):
         assert np.isclose(together.log_probability_B[b], one.log_probability_B[0], equal_nan=True, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dims", [24, 64, 256])
+def test_drafted_is_token_by_token(lm: FrozenLM, monkeypatch: pytest.MonkeyPatch, dims: int) -> None:
+    it, texts = reader(lm, dims=dims), [*TEXTS, *(f"Row {n} was read at {n * n * 7919}." for n in range(40))]
+    codes = it.encoder.encode(texts, n_codes=[1] * len(texts))
+    found = []
+    for least in (np.inf, -np.inf):
+        monkeypatch.setattr("lsm.decode.code_reader.DRAFT_MARGIN", least)
+        found.append(it.read(codes, GREEDY, LMPrior(lm, contexts=[[5] * (n % 3) for n in range(len(texts))])))
+    plain, drafted = found
+    assert drafted.texts == plain.texts and drafted.certified_B.tolist() == plain.certified_B.tolist()
+    assert np.allclose(drafted.log_probability_B, plain.log_probability_B, rtol=1e-4, equal_nan=True)
+    assert dims < 256 or it.read(codes, PLAIN).texts == plain.texts  # all of them were drafted well; of small codes, hardly any
 
 
 def test_log_probability_is_the_priors(lm: FrozenLM) -> None:
