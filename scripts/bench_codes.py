@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 from nasty_strings import nasty_strings
 
+from lsm.bench.text_metrics import bleu_of, score_texts
 from lsm.codes.alphabet import Alphabet
 from lsm.codes.spec import margin
 from lsm.codes.superposition import Codes, SuperpositionEncoder
@@ -76,6 +77,7 @@ def row(codes: Codes, texts: Sequence[str], reading: Reading, seconds: float, **
         **labels,
         "n": len(texts),
         "exact": float(exact.mean()),
+        "bleu": bleu_of(score_texts(reading.texts, texts).bleu_counts_NM.sum(0)),
         "certified": float(reading.certified_B.mean()),
         "false_certificates": int((reading.certified_B & ~exact).sum()),
         "code_bytes": float(codes.bytes_B.mean()),
