@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ import numpy as np
 import torch
 
 from lsm.bench import text_metrics
+from lsm.bench.roundtrip import cosines, encode_written
+from lsm.bench.sample import whole_sentences
 from lsm.decode.correcting import CorrectorDecoder
 from lsm.decode.inversion import InversionDecoder
 from lsm.decode.load import DecoderSource
-from lsm.decode.vectors import unit
+from lsm.decode.vectors import Encode, unit
 from lsm.encode.encoder import load_encoder
 from lsm.files import write_json
 from lsm.progress import Progress
@@ -35,6 +37,8 @@ from lsm.text.segment import segment
 
 SHORTEST, LONGEST = 30, 200
 AT_ONCE = 16
+FIRST_BATCH = 16
+"""Texts that a search tries before its first round: a smaller budget cannot be read off a larger one's."""
 Trail = list[tuple[int, str]]
 """Encoder calls and best text after every round."""
 
@@ -58,6 +62,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if "corrector" in options.decoders and options.corrector is None:
+        parser.error("--decoders with a corrector need --corrector FOLDER")
     torch.set_num_threads(options.threads)
 
     encoder, independent = load_encoder(options.encoder, device="cpu"), load_encoder(options.independent, device="cpu")
@@ -71,24 +77,30 @@ def main() -> None:
             encode=lambda some: encoder.encode(some).vectors, encoder_calls=calls, beam=4 if name.endswith("+beam") else 1,
         )  # fmt: skip
 
-    judge = Judge(texts, lambda some: encoder.encode(some).vectors, lambda some: independent.encode(some).vectors)
+    judge = Judge(texts, lambda some: encoder.encode(list(some)).vectors, lambda some: independent.encode(list(some)).vectors)
     results: dict[str, Any] = {"encoder": options.encoder, "texts": texts, "rows": [], "written": {}}
     begun = time.perf_counter()
     for name in options.decoders.split(","):
         largest = max(options.calls)
-        small = [calls for calls in options.calls if calls < AT_ONCE and name.split("+")[0] in ("inversion", "guided", "corrector")]
+        small = [calls for calls in options.calls if calls < FIRST_BATCH and name.split("+")[0] in ("inversion", "guided", "corrector")]
         for calls in dict.fromkeys([*small, largest]):
             (decoder,) = source(name, calls).load([name.split("+")[0]])
             trails: list[Trail] = []
-            started, rows = time.perf_counter(), len(results["rows"])
+            seconds, rows = 0.0, len(results["rows"])
             with Progress(f"{name}, {calls} calls", len(texts), "sentences") as progress:
                 for start in range(0, len(texts), AT_ONCE):
+                    started = time.perf_counter()
                     found = decoder.decode(z_BD[start : start + AT_ONCE], seed=options.seed)
+                    seconds += time.perf_counter() - started
                     search = isinstance(decoder, InversionDecoder | CorrectorDecoder)
-                    trails += decoder.trails if search else [[(0, text)] for text in found]
-                    seconds = (time.perf_counter() - started) / len(trails)
-                    limits = [0] if not search else [calls] if calls < largest else [n for n in options.calls if n not in small]
-                    results["rows"][rows:] = [{"decoder": name, "limit": n, **judge.row(trails, n), "seconds": seconds} for n in limits]
+                    used = round(decoder.encoder_calls_per_sentence)
+                    trails += decoder.trails if search else [[(used, text)] for text in found]
+                    limits = [calls] if not search or calls < largest else [n for n in options.calls if n not in small]
+                    results["rows"][rows:] = [
+                        {"decoder": name, "limit": n if used else 0, **judge.row(trails, n)}
+                        | ({"seconds": seconds / len(trails)} if n == calls else {})  # smaller budgets had no run of their own
+                        for n in limits
+                    ]
                     for n in limits:
                         results["written"][f"{name} {n}"] = [within(trail, n)[1] for trail in trails]
                     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +121,7 @@ def draw(inputs: Sequence[str], n: int, seed: int, excluded: set[str]) -> list[s
         documents = [document for document in iter_documents([value]) if document.doc_id not in excluded]
         wanted = n * (number + 1) // len(inputs) - len(texts)
         for place in rng.permutation(len(documents)):
-            whole = [s.text for s in segment(documents[place].text)[1] if s.part == 0 and SHORTEST <= len(s.text) <= LONGEST]
+            whole = [s.text for s in whole_sentences(segment(documents[place].text)[1]) if SHORTEST <= len(s.text) <= LONGEST]
             whole = [text for text in whole if text[0].isupper() and text[-1] in ".!?"]
             if whole and wanted:
                 texts.append(whole[int(rng.integers(len(whole)))])
@@ -125,14 +137,14 @@ def within(trail: Trail, limit: int) -> tuple[int, str]:
 class Judge:
     """Scores what came back of the first so many texts."""
 
-    def __init__(self, texts: list[str], own: Callable[[list[str]], np.ndarray], independent: Callable[[list[str]], np.ndarray]) -> None:
+    def __init__(self, texts: list[str], own: Encode, independent: Encode) -> None:
         self.texts, self.encoders = texts, {"cosine": own, "cosine_independent": independent}
         self.z = {name: unit(encode(texts)) for name, encode in self.encoders.items()}
 
     def row(self, trails: Sequence[Trail], limit: int) -> dict[str, Any]:
         """Means; BLEU and BLEU-1 (with brevity penalty) of the corpus."""
         entries = [within(trail, limit) for trail in trails]
-        written, wanted = [text or "." for _, text in entries], self.texts[: len(entries)]
+        written, wanted = [text for _, text in entries], self.texts[: len(entries)]
         scores = text_metrics.score_texts(written, wanted)
         counts_M = scores.bleu_counts_NM.sum(0)
         brevity = min(1.0, float(np.exp(1 - counts_M[-1] / max(1.0, counts_M[-2]))))
@@ -148,7 +160,7 @@ class Judge:
             "length_ratio": float(counts_M[-2] / counts_M[-1]),
         }
         for name, encode in self.encoders.items():
-            row[name] = float((unit(encode(written)) * self.z[name][: len(entries)]).sum(1).mean())
+            row[name] = float(cosines(encode_written(encode, written), self.z[name][: len(entries)]).mean())
         return row
 
 

@@ -2,7 +2,8 @@
 
     python scripts/bench_learned_code.py --out DIR --texts news=FILE tales=FILE … [--code FOLDER] [--parts curve,paths,…]
 
-Each part writes DIR/PART.json when it is done and is passed over when that file is there; DIR/examples.md holds paths and neighbours.
+Each part writes DIR/PART.json when it is done and is passed over when that file is there
+(one of other options is refused); DIR/examples.md holds paths and neighbours.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import tyro
 from bench_codes import draw
 
 from lsm.bench import text_metrics
-from lsm.bench.roundtrip import add_noise, cosines
+from lsm.bench.parts import finished
+from lsm.bench.roundtrip import add_noise, cosines, encode_written
 from lsm.decode.learned_code import LearnedCode
 from lsm.decode.learned_code_codec import LearnedCodec, from_int8, to_int8
 from lsm.decode.shipped import find_learned_code
 from lsm.encode.encoder import SentenceEncoder, load_encoder
+from lsm.errors import UserError
 from lsm.files import atomic_write, read_json, write_json
 from lsm.lm.frozen import FrozenLM
 from lsm.progress import say
@@ -73,6 +76,9 @@ class Bench:
     def z(self, texts: Sequence[str]) -> np.ndarray:
         return self.encoder.encode(list(texts)).vectors
 
+    def z_independent(self, texts: Sequence[str]) -> np.ndarray:
+        return self.independent.encode(list(texts)).vectors
+
     def codes(self, texts: Sequence[str]) -> np.ndarray:
         """As they would be stored: one byte a dim."""
         return from_int8(to_int8(self.codec.encode(texts).codes_BK))
@@ -83,8 +89,7 @@ class Bench:
     def row(self, codes_Bk: np.ndarray, z_BD: np.ndarray, texts: Sequence[str], **labels: Any) -> dict[str, Any]:
         written = self.codec.decode(codes_Bk, z_BD).texts
         scores = text_metrics.score_texts(written, texts)
-        some = [text or "nothing" for text in written]
-        other_ND, own_ND = (self.independent.encode(list(one)).vectors for one in (some, texts))
+        again_ND, other_ND = encode_written(self.z, written), encode_written(self.z_independent, written)
         found = {
             **labels,
             "n": len(texts),
@@ -92,8 +97,8 @@ class Bench:
             "bleu": text_metrics.bleu_of(scores.bleu_counts_NM.sum(0)),
             "token_f1": float(scores.token_f1_N.mean()),
             "chrf": float(scores.chrf_N.mean()),
-            "cosine": float(cosines(self.z(some), self.z(texts)).mean()),
-            "cosine_independent": float(cosines(other_ND, own_ND).mean()),
+            "cosine": float(cosines(again_ND, self.z(texts)).mean()),
+            "cosine_independent": float(cosines(other_ND, self.z_independent(texts)).mean()),
             "code_bytes": codes_Bk.shape[1],
             "utf8_bytes": float(text_metrics.utf8_bytes(texts).mean()),
             "zstd_bytes": float(text_metrics.zstd_bytes(texts).mean()),
@@ -147,8 +152,7 @@ def paths(bench: Bench) -> Any:
         share_S1 = np.linspace(0, 1, STEPS)[:, None]
         between_Sk, between_SD = (((1 - share_S1) * x[0] + share_S1 * x[1]).astype(np.float32) for x in (codes_2k, z_2D))
         written = bench.codec.decode(between_Sk, between_SD).texts
-        z_SD = bench.independent.encode([text or "nothing" for text in written]).vectors
-        own_2D = bench.independent.encode(ends).vectors
+        z_SD, own_2D = encode_written(bench.z_independent, written), bench.z_independent(ends)
         to = [cosines(z_SD, np.repeat(own_2D[n : n + 1], STEPS, axis=0)).round(3).tolist() for n in (0, 1)]
         found.append({"ends": ends, "written": written, "cosine_to_first": to[0], "cosine_to_last": to[1]})
     mean = {key: np.mean([row[key] for row in found], axis=0).round(3).tolist() for key in ("cosine_to_first", "cosine_to_last")}
@@ -161,8 +165,8 @@ def neighbours(bench: Bench) -> Any:
     by chance; and what noise of a third of its length makes of a code."""
     texts, pool, k = bench.all(), bench.pool, bench.options.dims
     of = {"code": bench.codes, "semantic vector": bench.z}
-    own_BD, pool_PD = (bench.independent.encode(some).vectors for some in (texts, pool))
-    means: dict[str, float] = {"by chance": float(cosines(own_BD, pool_PD[np.arange(len(texts)) % len(pool)]).mean())}
+    own_BD, pool_PD = (bench.z_independent(some) for some in (texts, pool))
+    means: dict[str, float] = {"by chance": float((_unit(own_BD) @ _unit(pool_PD).T).mean())}
     nearest: dict[str, list[str]] = {}
     for name, vectors in of.items():
         near_BP = (
@@ -203,13 +207,18 @@ def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     does: dict[str, Callable[[Bench], Any]] = {"curve": curve, "length": length, "noise": noise, "paths": paths, "neighbours": neighbours}
     for part in options.parts.split(","):
-        path = options.out / f"{part}.json"
-        if not path.exists():
+        path, asked = options.out / f"{part}.json", asked_of(options)
+        if finished(path, asked) is None:
             say(part)
             start = time.monotonic()
-            found = {"part": part, "texts": list(options.texts), "found": does[part](bench)}
+            found = {"part": part, "asked": asked, "found": does[part](bench)}
             write_json(path, report(found, seed=options.seed, device="cpu", elapsed_seconds=time.monotonic() - start))
     _pictures(options.out)
+
+
+def asked_of(options: Options) -> dict[str, Any]:
+    """What the numbers of a part depend on."""
+    return {key: str(value) for key, value in vars(options).items() if key not in ("out", "parts")}
 
 
 def _pictures(out: Path) -> None:
@@ -235,4 +244,7 @@ def _unit(x_BK: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    try:
+        main(tyro.cli(Options))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -2,7 +2,8 @@
 
     python scripts/roundtrip_scoreboard.py --out DIR --texts news=FILE tales=FILE … -- [options of lsm roundtrip]
 
-A domain is passed over when DIR/DOMAIN.json is there. Rows are means over domains; each domain's own rows stand in its file.
+A domain is passed over when DIR/DOMAIN.json is there
+(results of other options are refused). Rows are means over domains; each domain's own rows stand in its file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import tyro
 
+from lsm.bench.parts import finished
+from lsm.errors import UserError
 from lsm.files import atomic_write, read_json, write_json
 from lsm.progress import say
 from lsm.report import tables
@@ -36,7 +39,10 @@ def main(options: Options, passed_on: list[str]) -> None:
     boards: dict[str, dict[str, Any]] = {}
     for item in options.texts:
         domain, _, where = item.partition("=")
-        file = options.out / f"{domain}.json"
+        file, plan = options.out / f"{domain}.json", options.out / f"{domain}.asked.json"
+        asked = {"text": where, "options": passed_on}
+        if finished(plan, asked) is None:
+            write_json(plan, {"results": {"asked": asked}})
         if not file.exists():
             say(f"{domain}: {where}")
             command = [sys.executable, "-m", "lsm", "roundtrip", where, "--domain", domain, "--json", str(file), "--show", "0", *passed_on]
@@ -85,4 +91,7 @@ def page(boards: dict[str, Any], rows: list[dict[str, Any]], lengths: list[dict[
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    main(tyro.cli(Options, args=arguments[:cut]), arguments[cut + 1 :])
+    try:
+        main(tyro.cli(Options, args=arguments[:cut]), arguments[cut + 1 :])
+    except UserError as error:
+        sys.exit(f"error: {error}")

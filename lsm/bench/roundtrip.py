@@ -80,6 +80,8 @@ class CodeRead:
     """bool [N]."""
     bytes_N: np.ndarray
     """Bytes of each sentence's codes with their headers, [N]."""
+    encode_seconds: float = 0.0
+    """Time to make all the codes."""
 
 
 class Board:
@@ -129,10 +131,10 @@ class Board:
         texts = [text.strip() for text in texts]
         assert len(texts) == len(self.sample.texts), f"{decoder} gave {len(texts)} sentences for {len(self.sample.texts)}"
         scores = text_metrics.score_texts(texts, self.sample.texts)
-        cosine_N = cosines(_encode_written(self._encode, texts), self.sample.z_ND)
+        cosine_N = cosines(encode_written(self._encode, texts), self.sample.z_ND)
         independent_N = None
         if self._independent is not None and self._own_independent_ND is not None:
-            independent_N = cosines(_encode_written(self._independent, texts), self._own_independent_ND)
+            independent_N = cosines(encode_written(self._independent, texts), self._own_independent_ND)
         label = decoder if vector == "own" else f"{decoder}, {vector} vector"
         common = {
             "label": label,
@@ -196,7 +198,8 @@ class _Measured:
         np.add.at(counts_GM, document_N, self.scores.bleu_counts_NM[inside_N])
         estimates["bleu"] = intervals.statistic(counts_GM, drawn_RG, text_metrics.bleu_of)
         texts = [text for text, inside in zip(self.sample.texts, inside_N, strict=True) if inside]
-        seconds = None if self.decode_seconds is None else self.decode_seconds + self.sample.encode_seconds
+        encode_seconds = self.sample.encode_seconds + (self.code.encode_seconds if self.code else 0.0)
+        seconds = None if self.decode_seconds is None else self.decode_seconds + encode_seconds
         code: dict[str, Any] = {"certified": None, "false_certificates": None}
         code_bytes = 0.0
         if self.code is not None:
@@ -218,7 +221,7 @@ class _Measured:
             "encoder_calls": self.encoder_calls,
             "sentences_per_second": None if seconds is None else len(self.cosine_N) / max(seconds, 1e-9),
             "decode_seconds_per_sentence": None if self.decode_seconds is None else self.decode_seconds / len(self.cosine_N),
-            "encode_seconds_per_sentence": self.sample.encode_seconds / len(self.cosine_N),
+            "encode_seconds_per_sentence": encode_seconds / len(self.cosine_N),
         }
 
 
@@ -258,7 +261,7 @@ def _inputs(decoder: DecoderLike, given_ND: np.ndarray, seed: int, *, controls: 
     return inputs
 
 
-def _encode_written(encode: Encode, texts: Sequence[str]) -> np.ndarray:
+def encode_written(encode: Encode, texts: Sequence[str]) -> np.ndarray:
     """Encode what a decoder wrote; an empty text has no meaning and gets the zero vector."""
     written = [n for n, text in enumerate(texts) if text]
     if not written:

@@ -11,6 +11,7 @@ import numpy as np
 from lsm.corpus.format import MANIFEST
 from lsm.corpus.reader import Corpus
 from lsm.errors import UserError
+from lsm.text.segment import Sentence
 
 _OTHERS = 20_000
 _POOL_FACTOR = 50
@@ -19,16 +20,19 @@ _POOL_FACTOR = 50
 
 @dataclass(frozen=True)
 class Drawn:
-    """Sentences in reading order with the number of their document, 0 … G−1."""
+    """Sentences in reading order with the number of their document."""
 
     texts: list[str]
     document_N: np.ndarray
+    """0 … G−1."""
     n_pool: int
     """Distinct sentences that were drawn from."""
     previous: list[str]
     """The sentence before each in its document; "" for a document's first."""
     others: list[str]
     """Some of the sentences that were not drawn, for what must be fitted to other text."""
+    others_document_N: np.ndarray
+    """Number of their documents; those that none was drawn from are numbered on from G."""
 
 
 def is_corpus(value: str) -> bool:
@@ -59,9 +63,18 @@ def draw(documents: Iterable[Sequence[str]], n: int, *, seed: int) -> Drawn:
         raise UserError("INPUT holds no sentence; give documents with text in them")
     texts, places = list(pool), list(pool.values())
     chosen = np.sort(np.random.default_rng(seed).permutation(len(texts))[:n])
-    document_N = np.unique([places[k][0] for k in chosen], return_inverse=True)[1]
-    others = [texts[k] for k in np.setdiff1d(np.arange(len(texts)), chosen)[:_OTHERS]]
-    return Drawn([texts[k] for k in chosen], document_N, len(texts), [places[k][1] for k in chosen], others)
+    numbers: dict[int, int] = {}
+    document_N = np.array([numbers.setdefault(places[k][0], len(numbers)) for k in chosen])
+    left = np.setdiff1d(np.arange(len(texts)), chosen)[:_OTHERS]
+    others_document_N = np.array([numbers.setdefault(places[k][0], len(numbers)) for k in left], dtype=np.int64)
+    previous = [places[k][1] for k in chosen]
+    return Drawn([texts[k] for k in chosen], document_N, len(texts), previous, [texts[k] for k in left], others_document_N)
+
+
+def whole_sentences(sentences: Sequence[Sentence]) -> list[Sentence]:
+    """Those that were not cut at clause boundaries."""
+    following = [*(sentence.part for sentence in sentences[1:]), 0]
+    return [sentence for sentence, after in zip(sentences, following, strict=True) if sentence.part == 0 and after == 0]
 
 
 def segmented(documents: Iterable[str], segment: Callable[[str], tuple[str, list]]) -> Iterable[list[str]]:

@@ -48,6 +48,8 @@ class Alphabet:
         Raises:
             UserError: a text is no valid Unicode, or longer than 65,535 symbols.
         """
+        for text in texts:
+            utf8(text)
         rows = self.tokens.encode_exact(texts)
         for number, (text, row, back) in enumerate(zip(texts, rows, self.tokens.decode_exact(rows), strict=True)):
             if back != text:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tyro.conf import Positional
 
 from lsm.commands.decoder_options import DecoderOptions
+from lsm.decode.load import DecoderName
 
 
 @dataclass(kw_only=True)
@@ -21,8 +22,9 @@ class Options(DecoderOptions):
     """Encode this text and word its vector, instead of a file."""
     encoder: str = "minilm"
     """Encoder that the vectors come from; it also judges what comes back."""
-    decoder: Literal["prefix", "retrieval", "inversion", "guided", "vec2text"] = "prefix"
-    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: search by re-encoding; guided: the same without adapter;
+    decoder: DecoderName = "prefix"
+    """retrieval: nearest known sentence; prefix: LM with an adapter; corrector: that, then corrected (--corrector);
+    inversion: search by re-encoding; guided: the same without adapter;
     vec2text: published checkpoints of Morris et al. (2023) for one encoder each."""
     limit: int | None = None
     """Word only the first so many vectors."""
@@ -30,7 +32,6 @@ class Options(DecoderOptions):
 
 def run(options: Options) -> dict[str, Any]:
     """Print the sentences, one a line, and on stderr how near their re-encoding comes."""
-    import numpy as np
 
     from lsm.encode.encoder import load_encoder
     from lsm.errors import UserError
@@ -44,13 +45,13 @@ def run(options: Options) -> dict[str, Any]:
     device, _ = choose_device(options.device)
     encoder = load_encoder(options.encoder, device=options.device)
     z_BD = encoder.encode([options.text]).vectors if options.text is not None else _read_vectors(options.vectors, options.limit)
+    from lsm.bench.roundtrip import cosines, encode_written
     from lsm.decode.vectors import check_vectors
 
     check_vectors(z_BD, encoder.dim, encoder.fingerprint(), refuse_zeros=True)
     (decoder,) = options.source(encoder, device).load([options.decoder])
     texts = decoder.decode(z_BD, seed=options.seed)
-    again_BD = encoder.encode([text or "." for text in texts]).vectors
-    cosine_B = (again_BD * z_BD).sum(1) / np.maximum(np.linalg.norm(again_BD, axis=1) * np.linalg.norm(z_BD, axis=1), 1e-12)
+    cosine_B = cosines(encode_written(lambda some: encoder.encode(list(some)).vectors, texts), z_BD)
     for text in texts:
         print(" ".join(text.split()))
     say(f"cosine of the re-encoding: mean {cosine_B.mean():.3f}, lowest {cosine_B.min():.3f}", quiet=options.quiet)

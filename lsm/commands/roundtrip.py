@@ -34,8 +34,8 @@ class Options(DecoderOptions):
     encoder: str | None = None
     """Asset name, hub id or folder of the encoder; default: the corpus's own when INPUT is one, else minilm."""
     decoder: str | None = None
-    """Decoders, separated by commas: retrieval, prefix, inversion; default: all that have what they need.
-    none = only the residual codes."""
+    """Decoders, separated by commas: retrieval, prefix, corrector, inversion, guided, vec2text; default: retrieval, prefix and
+    inversion, as far as they have a store and an adapter. none = only the residual codes."""
     residual: Literal["none", "superposition", "learned"] = "none"
     """Residual code to carry beside the semantic vector; superposition gives the words back exactly and is larger than they are; learned
     lays similar sentences close together and gives short ones back."""
@@ -150,6 +150,8 @@ def _check(options: Options) -> None:
     for name, (value, least) in leasts.items():
         if value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
+    if options.noise and options.negation:
+        raise UserError("--negation sends its pairs without noise: ask for them in a run of its own, without --noise")
     if not 0 <= options.noise < float("inf"):
         raise UserError(f"--noise {options.noise}: must be 0 or more, in lengths of the vector")
 
@@ -163,7 +165,8 @@ def _decoders(options: Options, source: DecoderSource) -> list[Decoder]:
     if options.decoder == "none" and options.residual != "none":
         return []
     if options.decoder is None:
-        names = ["retrieval", "prefix", "inversion"] if source.has_store else ["prefix", "inversion"]
+        there = {"retrieval": source.has_store, "prefix": source.has_adapter(), "inversion": True}
+        names = [name for name, has_parts in there.items() if has_parts]
     else:
         names = [part.strip() for part in options.decoder.split(",") if part.strip()]
     return source.load(names)
@@ -201,7 +204,8 @@ def _negation(
     """Rows of the negation probe: the vectors' own, then each decoder's and each code's."""
     from lsm.bench import negation
 
-    pairs = negation.pairs([*drawn.texts, *drawn.others], options.seed, options.negation)
+    documents = [*drawn.document_N.tolist(), *drawn.others_document_N.tolist()]
+    pairs = negation.pairs([*drawn.texts, *drawn.others], options.seed, options.negation, documents=documents)
 
     def encode(texts: Any) -> Any:
         return encoder.encode(list(texts)).vectors

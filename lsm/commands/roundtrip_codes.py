@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lsm.bench.roundtrip import Board, CodeRead
+from lsm.bench.roundtrip import Board, CodeRead, add_noise
+from lsm.codes.alphabet import Alphabet
 from lsm.codes.superposition import Codes
 from lsm.commands.residual import CodeRecipe, comma_separated, whole_numbers
 from lsm.decode.code_prior import LMPrior, Prior, previous_prior, semantic_prior
@@ -44,13 +45,17 @@ class CodeRows:
         """Encode the board's sentences, add its noise, read and score."""
         for recipe in self.recipes:
             encoder = recipe.encoder()
-            codes = noisy(encoder.encode(board.sample.texts), board.noise, seed)
+            encoder.encode(board.sample.texts[:1])  # the first call makes the signs
+            started = time.perf_counter()
+            clean = encoder.encode(board.sample.texts)
+            encode_seconds = time.perf_counter() - started
+            codes = noisy(clean, board.noise, seed)
             reader = CodeReader(encoder, device=self.device)
             for name, prior in self.priors:
                 for label, ladder in ladders(prior, retry=self.retry):
                     started = time.perf_counter()
                     reading = reader.read(codes, ladder, prior, noise=board.noise)
-                    read = CodeRead("superposition", recipe.dims, recipe.bits, reading.certified_B, codes.bytes_B)
+                    read = CodeRead("superposition", recipe.dims, recipe.bits, reading.certified_B, codes.bytes_B, encode_seconds)
                     row = f"code k={recipe.dims} int{recipe.bits}, prior {name}, {label}"
                     board.add(row, reading.texts, seconds=time.perf_counter() - started, code=read)
 
@@ -92,16 +97,19 @@ def plan(options: Options, source: DecoderSource, previous: Sequence[str], z_ND:
             priors.append((name, None))
         elif name == "semantic":
             assert prefix is not None
-            priors.append((name, semantic_prior(prefix, z_ND)))
+            priors.append((name, semantic_prior(prefix, add_noise(z_ND, options.noise, options.seed))))
         else:
             assert lm is not None
             priors.append((name, LMPrior(lm) if name == "lm" else previous_prior(lm, previous)))
-    recipe = CodeRecipe(lm=options.lm or DEFAULT_LM, seed=options.residual_seed)
+    recipe = CodeRecipe(lm=options.lm or (prefix.lm.name if prefix else DEFAULT_LM), seed=options.residual_seed)
     every_bits = whole_numbers(options.residual_bits, "--residual-bits")
     sizes = [(dims, bits) for dims in whole_numbers(options.residual_dims, "--residual-dims") for bits in every_bits]
     recipes = [dataclasses.replace(recipe, dims=dims, bits=bits) for dims, bits in sizes]
-    for each in recipes:
-        each.encoder()  # refuses impossible numbers before anything long begins
+    for each in recipes:  # refuses impossible numbers, and an LM of other tokens, before anything long begins
+        encoder = each.encoder()
+        for used in (lm, prefix.lm if prefix else None):
+            if used is not None:
+                Alphabet(used.tokens).require(encoder.spec)
     return CodeRows(recipes, priors, options.retry, str(source.device))
 
 

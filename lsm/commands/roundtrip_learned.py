@@ -43,19 +43,21 @@ class LearnedRows:
         from lsm.decode.learned_code_codec import from_int8, to_int8
 
         n, dims = len(board.sample.texts), self.codec.code.settings.dims
+        started = time.perf_counter()
         codes_NK = from_int8(to_int8(self.codec.encode(board.sample.texts).codes_BK))
+        encode_seconds = time.perf_counter() - started
         noisy_NK, z_ND = add_noise(codes_NK, board.noise, seed + 1), add_noise(self.z_ND, board.noise, seed)
         shift = 1 + seed % max(1, n - 1)
-        ways = [(f"learned code k={k} int{_BITS}", "own", noisy_NK[:, :k]) for k in self.lengths]
+        ways = [(f"learned code k={k} int{_BITS}", noisy_NK[:, :k]) for k in self.lengths]
         if self.controls:
             label = f"learned code k={dims} int{_BITS}"
-            ways += [(label, "shuffled", np.roll(noisy_NK, shift, axis=0)), (label, "zero", np.zeros_like(noisy_NK))]
-        for label, vector, codes_Nk in ways:
+            ways += [(f"{label}, another's code", np.roll(noisy_NK, shift, axis=0)), (f"{label}, zero code", np.zeros_like(noisy_NK))]
+        for label, codes_Nk in ways:
             started = time.perf_counter()
             texts = self.codec.decode(codes_Nk, z_ND).texts
             k = codes_Nk.shape[1]
-            read = CodeRead("learned", k, _BITS, np.zeros(n, bool), np.full(n, k))
-            board.add(label, texts, vector=vector, seconds=time.perf_counter() - started, code=read)
+            read = CodeRead("learned", k, _BITS, np.zeros(n, bool), np.full(n, k), encode_seconds)
+            board.add(label, texts, seconds=time.perf_counter() - started, code=read)
 
     def ways(self) -> list[tuple[str, Callable[[Sequence[str]], list[str]]]]:
         """Whole round trips of texts for the negation probe."""

@@ -6,6 +6,7 @@ Shape letters: B rows, D vector width, F trunk width, P prefix positions, T toke
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -140,14 +141,22 @@ class PrefixAdapter(nn.Module):
         config = read_json(folder / CONFIG)
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise UserError(f"{folder / CONFIG} is not an adapter's; name a folder that lsm train-decoder wrote (RUN/final)")
-        adapter = cls(settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG)), AdapterHome(**config["home"]))
         try:
+            shape = settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG))
+            adapter = cls(shape, AdapterHome(**config["home"]))
             state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
             adapter.lora = nn.ParameterDict({n.removeprefix("lora."): nn.Parameter(v) for n, v in state.items() if n.startswith("lora.")})
             adapter.load_state_dict(state)
         except Exception as error:
-            raise UserError(f"{folder / WEIGHTS} is damaged or missing ({str(error).splitlines()[0]}); fetch or train it again") from error
+            raise UserError(f"adapter {folder} is damaged or incomplete ({str(error).splitlines()[0]}); fetch or train it again") from error
         return adapter.eval()
+
+    def sha256(self) -> str:
+        """What tells one adapter's weights from another's."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 class _Block(nn.Module):

@@ -123,17 +123,16 @@ class Search:
             sign_AK = self.sign_BTK[text_A, t]
             amplitude_A1, noise_A1 = self.amplitude_BT[text_A, t, None], self.noise_BT[text_A, t, None]
             match_AV = (rest_AK * sign_AK * (amplitude_A1 / noise_A1)) @ self.codebook_VK.T
+            prior_AV = None
             if self.session is not None:
                 first = t == 0
-                match_AV += self.session.step(None if first else rows_A, None if first else history_AT[:, -1])[:, : match_AV.shape[1]]
+                prior_AV = self.session.step(None if first else rows_A, None if first else history_AT[:, -1])[:, : match_AV.shape[1]]
+                match_AV += prior_AV
             elif self.special is not None:
                 match_AV[:, self.special] = -torch.inf
             parent_A, symbol_A = self._best(match_AV, logp_A + done_A - rest_AK.square().sum(1) / (2 * noise_A1[:, 0]), text_A)
-            chosen_A = match_AV[parent_A, symbol_A]
-            code_AK = self.codebook_VK[symbol_A]
-            correlation_A = (rest_AK[parent_A] * sign_AK[parent_A] * code_AK).sum(1) * (amplitude_A1 / noise_A1)[parent_A, 0]
-            logp_A = logp_A[parent_A] + (chosen_A - correlation_A if self.session is not None else 0.0)
-            rest_AK = rest_AK[parent_A] - amplitude_A1[parent_A] * sign_AK[parent_A] * code_AK
+            logp_A = logp_A[parent_A] + (prior_AV[parent_A, symbol_A] if prior_AV is not None else 0.0)
+            rest_AK = rest_AK[parent_A] - amplitude_A1[parent_A] * sign_AK[parent_A] * self.codebook_VK[symbol_A]
             text_A, done_A = text_A[parent_A], done_A[parent_A]
             history_AT = torch.cat([history_AT[parent_A], symbol_A[:, None]], dim=1)
             rows_A = parent_A

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm.lm.generation import Bias
+from lsm.decode.lexicon import CONTENT_WEIGHT
+from lsm.lm.generation import Bias, repeating
 
 if TYPE_CHECKING:
     from lsm.decode.lexicon import Lexicon
     from lsm.lm.frozen import FrozenLM
 
-_CONTENT_WEIGHT = 0.25
-"""Words with at least this weight (not the commonest few hundred) are said once."""
 _FEWEST_TOKENS = 5
 _FINISHED = 3
 """So many times the wanted number of sentences end before a target is left."""
@@ -42,7 +41,7 @@ class Composer:
         self._banned_V = torch.tensor(["\n" in text or token == lm.tokens.end_id for token, text in enumerate(texts)], device=lm.device)
         self._inside, self._opening = (_Words(tokens_W, n_vocabulary, lm.device) for tokens_W in (lexicon.token_W, lexicon.opening_W))
         self._z_WD = torch.from_numpy(lexicon.z_WD).to(lm.device)
-        self._content_W = lexicon.weight_W >= _CONTENT_WEIGHT
+        self._content_W = lexicon.weight_W > CONTENT_WEIGHT
 
     @torch.inference_mode()
     def compose(
@@ -72,7 +71,7 @@ class Composer:
         owner_R = torch.arange(n_targets, device=lm.device)
         rows: list[list[int]] = [[] for _ in range(n_targets)]
         said: list[frozenset[int]] = [frozenset()] * n_targets
-        sum_RD, total_R, cosine_R = torch.zeros_like(target), torch.zeros(n_targets), torch.zeros(n_targets)
+        sum_RD, total_R, cosine_R = torch.zeros_like(target), torch.zeros(n_targets), torch.zeros(n_targets, device=lm.device)
         spoken_RH = torch.zeros(n_targets, lm.width, device=lm.device)
         inputs, cache = inputs_BPH, None
         for n_tokens in range(max_tokens):
@@ -86,12 +85,12 @@ class Composer:
             for row, (ids, spoken) in enumerate(zip(rows, said, strict=True)):
                 if spoken:
                     log_RV[row, [token for word in spoken for token in words.tokens_of(word)]] = -torch.inf
-                log_RV[row, _repeating(ids)] = -torch.inf
+                log_RV[row, repeating(ids, _REPEATED)] = -torch.inf
             best_RK, token_RK = log_RV.topk(min(2 * width, log_RV.shape[1]), dim=1)
-            chosen = self._choose(total_R, best_RK, token_RK, owner_R, rows, cosine_R, finished, width)
+            chosen = self._choose(total_R, best_RK, token_RK, owner_R, rows, finished, width)
             if not chosen or n_tokens == max_tokens - 1:
                 break
-            source_R = torch.tensor([row for row, _, _ in chosen])
+            source_R = torch.tensor([row for row, _, _ in chosen], device=lm.device)
             tokens = [token for _, token, _ in chosen]
             total_R = torch.tensor([total for _, _, total in chosen])
             added = [words.word_of(token) for token in tokens]
@@ -105,7 +104,7 @@ class Composer:
             ]
             rows = [[*rows[row], token] for row, token in zip(source_R.tolist(), tokens, strict=True)]
             cosine_R = (sum_RD * target[owner_R]).sum(1) / sum_RD.norm(dim=1).clamp_min(1e-6)
-            cache.batch_select_indices(source_R.to(lm.device))
+            cache.batch_select_indices(source_R)
             inputs = lm.embed(torch.tensor(tokens, device=lm.device)[:, None])
             spoken_RH = spoken_RH + inputs[:, 0].float()
         for row, owner in enumerate(owner_R.tolist()):
@@ -121,7 +120,6 @@ class Composer:
         token_RK: Tensor,
         owner_R: Tensor,
         rows: list[list[int]],
-        cosine_R: Tensor,
         finished: list[list[tuple[float, list[int]]]],
         width: int,
     ) -> list[tuple[int, int, float]]:
@@ -160,9 +158,3 @@ class _Words:
 
     def tokens_of(self, word: int) -> list[int]:
         return [self._token[word]] if self._token[word] >= 0 else []
-
-
-def _repeating(ids: list[int]) -> list[int]:
-    """Tokens that would say three tokens a second time."""
-    tail = ids[1 - _REPEATED :]
-    return [ids[n + _REPEATED - 1] for n in range(len(ids) - _REPEATED + 1) if ids[n : n + _REPEATED - 1] == tail]

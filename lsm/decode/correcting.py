@@ -1,7 +1,7 @@
 """Correction steps: hypotheses are re-encoded, a trained corrector writes better ones from them, the best are kept, within one budget.
 
 After vec2text's inference (Morris et al. 2023, §4): several steps, and a beam of sequences over them. Unlike there, the best hypothesis of
-all steps is what comes back, and a target is left when a step brings nothing new.
+all steps is what comes back, and a target is left when two steps in a row bring nothing better.
 Shape letters: B targets, D vector width, R rows (a target and one of its hypotheses), P prefix positions.
 """
 
@@ -22,7 +22,7 @@ from lsm.decode.decoders import Decoder
 from lsm.decode.vectors import Encode, check_vectors
 from lsm.errors import UserError
 from lsm.lm.frozen import FrozenLM, same_lm
-from lsm.lm.generation import Sampling
+from lsm.lm.generation import Sampling, row_seed
 from lsm.lm.lora import attach_lora, detach_lora, has_lora
 
 _ROWS_AT_ONCE = 64
@@ -35,7 +35,8 @@ class Writer:
 
     def __init__(self, lm: FrozenLM, corrector: Corrector) -> None:
         self.lm, self.corrector = lm, corrector
-        self.sampling = Sampling(presence_penalty=0.0, max_new_tokens=64)
+        # Years and sums repeat runs of digits: repetition is not held down.
+        self.sampling = Sampling(no_repeat_tokens=0, max_new_tokens=corrector.sentence_tokens)
 
     @classmethod
     def of(cls, lm: FrozenLM, corrector: Corrector) -> Writer:
@@ -71,7 +72,7 @@ class Writer:
         for row, tokens in enumerate(ids):
             by_slots[len(tokens)].append(row)
         sampling = dataclasses.replace(self.sampling, temperature=temperature, top_p=0.95 if temperature else 1.0)
-        generator = torch.Generator().manual_seed(seed)
+        seeds = [row_seed(seed, z_D.tobytes(), text.encode()) for z_D, text in zip(z_RD, texts, strict=True)]
         out = [""] * len(texts)
         for _, rows in sorted(by_slots.items()):
             for start in range(0, len(rows), _ROWS_AT_ONCE):
@@ -80,7 +81,7 @@ class Writer:
                 z_BD, own_BD = (torch.from_numpy(np.ascontiguousarray(x[some], dtype=np.float32)).to(device) for x in (z_RD, own_RD))
                 trunks_B3F = self.corrector.trunks(z_BD, own_BD)
                 inputs_BLH = self.corrector.inputs(trunks_B3F, torch.tensor([ids[n] for n in some], device=device), self.lm)
-                written = self.lm.generate(inputs_BLH, sampling, bias=self._bias(trunks_B3F[:, 0]), generator=generator)
+                written = self.lm.generate(inputs_BLH, sampling, bias=self._bias(trunks_B3F[:, 0]), seeds_B=[seeds[n] for n in some])
                 for row, text in zip(some, written, strict=True):
                     out[row] = text
         return out
@@ -128,11 +129,11 @@ class CorrectorDecoder:
         budget = EncoderBudget(self.encode, z_BD, self.limit)
         n_targets = len(z_BD)
         budget.try_texts(self.first.candidates(z_BD, self.beam, seed=seed))
-        self.trails = [[] for _ in range(n_targets)]
+        self.trails = [[(0, "")] for _ in range(n_targets)]
         best_B = np.array([self._note(budget, n) for n in range(n_targets)])
         stale_B = np.zeros(n_targets, dtype=np.int64)
         for step in range(self.steps):
-            active = [n for n in range(n_targets) if budget.left(n) and budget.hypotheses(n) and stale_B[n] < _PATIENCE]
+            active = [n for n in range(n_targets) if budget.left(n) and stale_B[n] < _PATIENCE]
             if not active:
                 break
             for n, tried in zip(range(n_targets), budget.try_texts(self._proposals(budget, active, step, seed)), strict=True):
@@ -145,7 +146,8 @@ class CorrectorDecoder:
 
     def _proposals(self, budget: EncoderBudget, active: Sequence[int], step: int, seed: int) -> list[list[str]]:
         """What the corrector makes of each active target's nearest hypotheses; the nearest one's first."""
-        rows = [(n, one) for n in active for one in _nearest(budget, n)[: self.beam]]
+        nothing = Hypothesis("", -1.0, np.zeros(budget.target_BD.shape[1], np.float32))  # where the first decoder wrote nothing
+        rows = [(n, one) for n in active for one in _nearest(budget, n)[: self.beam] or [nothing]]
         z_RD = np.stack([budget.target_BD[n] for n, _ in rows])
         own_RD = np.stack([one.z_D for _, one in rows])
         texts = [one.text for _, one in rows]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lsm.config import settings_from, to_dict
 from lsm.decode.adapter import WEIGHTS, AdapterHome, PrefixAdapter
+from lsm.decode.corrector_settings import SLOTS
 from lsm.decode.settings import AdapterSettings
 from lsm.decode.shipped import CONFIG
 from lsm.errors import UserError
@@ -30,15 +31,23 @@ if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
 
 FORMAT = "lsm corrector"
-_SLOTS = 8
 
 
 class Corrector(nn.Module):
     """(e, ê, hypothesis) → inputs [B, L, H] of a frozen LM, and the lexical lift that goes with them."""
 
-    def __init__(self, adapter: PrefixAdapter, *, lora_rank: int, hypothesis_tokens: int) -> None:
+    def __init__(
+        self, adapter: PrefixAdapter, *, lora_rank: int, hypothesis_tokens: int, sentence_tokens: int = 64, hypotheses_of: str = ""
+    ) -> None:
+        """
+        Args:
+            hypothesis_tokens: longest hypothesis that is read, in whole eights of the LM's tokens.
+            sentence_tokens: longest text that it writes.
+            hypotheses_of: sha256 of the adapter (`PrefixAdapter.sha256`) from whose hypotheses it learned.
+        """
         super().__init__()
         self.adapter, self.lora_rank, self.hypothesis_tokens = adapter, lora_rank, hypothesis_tokens
+        self.sentence_tokens, self.hypotheses_of = sentence_tokens, hypotheses_of
         self.inlet = nn.Linear(3 * adapter.home.dim, 3 * adapter.settings.hidden)
         nn.init.zeros_(self.inlet.weight)
         nn.init.zeros_(self.inlet.bias)
@@ -73,7 +82,7 @@ class Corrector(nn.Module):
 
         A function of the hypothesis alone, so that it is read alike whatever it stands beside in a batch.
         """
-        return _SLOTS * max(1, math.ceil(min(n_tokens, self.hypothesis_tokens) / _SLOTS))
+        return SLOTS * max(1, math.ceil(min(n_tokens, self.hypothesis_tokens) / SLOTS))
 
     def in_slots(self, ids: Sequence[int], end_id: int) -> list[int]:
         """A hypothesis's tokens, cut or filled up to its slots."""
@@ -84,7 +93,8 @@ class Corrector(nn.Module):
         """Write config.json, model.safetensors and README.md into the existing `folder`."""
         state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
         save_file(state, folder / WEIGHTS, metadata={"format": FORMAT})
-        shape: dict[str, Any] = {"lora_rank": self.lora_rank, "hypothesis_tokens": self.hypothesis_tokens}
+        names = ("lora_rank", "hypothesis_tokens", "sentence_tokens", "hypotheses_of")
+        shape: dict[str, Any] = {name: getattr(self, name) for name in names}
         home = dataclasses.asdict(self.home)
         write_json(folder / CONFIG, {"format": FORMAT, "adapter": to_dict(self.adapter.settings), "home": home, "corrector": shape})
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -96,18 +106,18 @@ class Corrector(nn.Module):
         Raises:
             UserError: no corrector there, or a damaged one.
         """
-        folder = folder if (folder / CONFIG).is_file() else folder / "final"
-        config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+        if not folder.is_dir():
+            raise UserError(f"corrector {folder} is no folder; name one that lsm train-decoder --config configs/corrector.yaml wrote")
+        inside = folder if (folder / CONFIG).is_file() else folder / "final"
+        config = read_json(inside / CONFIG) if (inside / CONFIG).is_file() else None
         if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise UserError(f"{folder / CONFIG} is not a corrector's; name a folder that lsm train-decoder --config corrector wrote")
-        adapter = PrefixAdapter(
-            settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG)), AdapterHome(**config["home"])
-        )
-        corrector = cls(adapter, **config["corrector"])
+            raise UserError(f"{folder} is not a corrector's; name a folder that lsm train-decoder --config configs/corrector.yaml wrote")
         try:
-            state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+            shape = settings_from(AdapterSettings, config["adapter"], origin=str(inside / CONFIG))
+            corrector = cls(PrefixAdapter(shape, AdapterHome(**config["home"])), **config["corrector"])
+            state = {name: value.float() for name, value in load_file(inside / WEIGHTS).items()}
             corrector.lora = nn.ParameterDict({n.removeprefix("lora."): nn.Parameter(v) for n, v in state.items() if n.startswith("lora.")})
             corrector.load_state_dict(state)
         except Exception as error:
-            raise UserError(f"{folder / WEIGHTS} is damaged or missing ({str(error).splitlines()[0]}); fetch or train it again") from error
+            raise UserError(f"corrector {inside} is damaged ({str(error).splitlines()[0]}); fetch or train it again") from error
         return corrector.eval()

@@ -23,8 +23,10 @@ Reads a sentence vector of `{encoder}`, a hypothesis and the hypothesis's own ve
 | another sentence's hypothesis | {loss_shuffled_hypothesis:.3f} |
 
 Cosine to the target before one correction {cosine_hypothesis:.3f}, after it {cosine_corrected:.3f}, on held-out sentences of the training
-sets. Trained by `lsm train-decoder --config corrector` on {n_sentences:,} sentences of at most {max_tokens} tokens, {steps:,} steps.
-Encoder and LM are identified by sha256 in `config.json`.
+sets. Trained by `lsm train-decoder --config configs/corrector.yaml`
+on {n_sentences:,} sentences of at most {max_tokens} tokens, {steps:,} steps.
+It learned from hypotheses of the prefix adapter with sha256 {hypotheses_of}; where that is not
+the shipped one, give it with `--adapter`. Encoder and LM are identified by sha256 in `config.json`.
 """
 
 
@@ -37,5 +39,6 @@ def corrector_card(corrector: Corrector, settings: CorrectorSettings, *, n_sente
         n_sentences=n_sentences,
         max_tokens=settings.reading.max_tokens,
         steps=settings.steps,
+        hypotheses_of=corrector.hypotheses_of[:12],
         **scores,
     )

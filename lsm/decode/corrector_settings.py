@@ -9,6 +9,9 @@ from lsm.config import STRICT
 from lsm.decode.settings import AdapterSettings, ReadingSettings
 from lsm.training.settings import TrainingSettings, refuse
 
+SLOTS = 8
+"""Hypotheses take whole eights of places."""
+
 
 @dataclass(kw_only=True)
 class CorrectorSettings(TrainingSettings):
@@ -29,7 +32,7 @@ class CorrectorSettings(TrainingSettings):
     reading: ReadingSettings = field(default_factory=ReadingSettings)
     """What it is trained on."""
     hypothesis_tokens: int = 48
-    """Longest hypothesis that is read, in tokens of the LM; the end of a longer one is cut off."""
+    """Longest hypothesis that is read, in tokens of the LM, a multiple of 8; the end of a longer one is cut off."""
     chunk_sentences: int = 512
     """Hypotheses are written before training, so many sentences at a time; an interrupted run keeps the chunks that it has."""
 
@@ -40,6 +43,8 @@ class CorrectorSettings(TrainingSettings):
             for name, least in (("lora_rank", 0), ("hypothesis_tokens", 8), ("chunk_sentences", 1))
             if (value := getattr(self, name)) < least
         ]
+        if self.hypothesis_tokens % SLOTS:
+            problems.append(f"hypothesis_tokens {self.hypothesis_tokens} must be a multiple of {SLOTS}")
         if 3 * self.adapter.prefix_length + self.hypothesis_tokens + self.reading.max_tokens > self.reading.batch_positions:
             problems.append(f"reading.batch_positions {self.reading.batch_positions} is less than three prefixes, hypothesis and sentence")
         if self.adapter.lora_rank:

@@ -66,13 +66,14 @@ class CorrectorTask(Task):
         self.sentences = TokenizedSentences(corpus, train, lm.tokens, max_tokens=reading.max_tokens, limit=reading.max_sentences)
         self.held_out = TokenizedSentences(corpus, held_out, lm.tokens, max_tokens=reading.max_tokens)
         self._hypothesizer = PrefixDecoder(lm, start_from)
-        self._adapter_sum = _sum_of(start_from)
+        self._adapter_sum = start_from.sha256()
         adapter = PrefixAdapter(start_from.settings, start_from.home)
         adapter.load_state_dict(start_from.state_dict())
         adapter.requires_grad_(not settings.freeze_adapter)
-        self.corrector = self.module = Corrector(adapter, lora_rank=settings.lora_rank, hypothesis_tokens=settings.hypothesis_tokens).to(
-            lm.device
-        )
+        self.corrector = self.module = Corrector(
+            adapter, lora_rank=settings.lora_rank, hypothesis_tokens=settings.hypothesis_tokens,
+            sentence_tokens=reading.max_tokens, hypotheses_of=self._adapter_sum,
+        ).to(lm.device)  # fmt: skip
         if settings.lora_rank:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -126,21 +127,26 @@ class CorrectorTask(Task):
     def evaluate(self) -> dict[str, float]:
         """Held-out nats per token with the right vector and hypothesis, another sentence's vector, another's hypothesis; and the cosine
         between target and hypothesis before and after one correction."""
-        totals = dict.fromkeys(("loss", "loss_shuffled_vector", "loss_shuffled_hypothesis"), 0.0)
-        n_tokens, of = 0, self._of_held_out
+        names = ("loss", "loss_shuffled_vector", "loss_shuffled_hypothesis")
+        totals, n_tokens, of = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), self._of_held_out
         slots_N = np.array([self.corrector.slots(n) for n in of.lengths_N])
+        other_N = np.roll(np.arange(len(slots_N)), 1)  # whose vector; another's hypothesis has to take as many slots
         for slots in np.unique(slots_N):
             places_N = np.flatnonzero(slots_N == slots)
+            wrong_N = np.roll(places_N, 1)
             for start in range(0, len(places_N), 32):
-                places_B = places_N[start : start + 32]
+                places_B, other_B, wrong_B = (some[start : start + 32] for some in (places_N, other_N[places_N], wrong_N))
                 batch = self._gather(self.held_out, self._chosen_N[places_B], of, places_B, None)
-                other = replace(batch, z_BD=batch.z_BD.roll(1, 0))
-                wrong = replace(batch, own_BD=batch.own_BD.roll(1, 0), hypothesis_BS=batch.hypothesis_BS.roll(1, 0))
-                for name, one in zip(totals, (batch, other, wrong), strict=True):
+                foreign = self._gather(self.held_out, self._chosen_N[other_B], of, wrong_B, None)
+                wrong = replace(batch, own_BD=foreign.own_BD, hypothesis_BS=foreign.hypothesis_BS)
+                batches = {"loss": batch, "loss_shuffled_vector": replace(batch, z_BD=foreign.z_BD), "loss_shuffled_hypothesis": wrong}
+                for name, one in batches.items():
+                    if name == "loss_shuffled_hypothesis" and len(places_N) == 1:
+                        continue
                     loss_B, lengths_B = self._sentence_losses(one)
                     totals[name] += float((loss_B * lengths_B).sum())
-                n_tokens += int(batch.mask_BT.sum())
-        self._scores = {name: round(value / n_tokens, 4) for name, value in totals.items()}
+                    n_tokens[name] += int(lengths_B.sum())
+        self._scores = {name: round(totals[name] / max(1, n_tokens[name]), 4) for name in names}
         z_BD = unit(self.held_out.vectors(self._chosen_N[:_CORRECTED]).numpy())
         own_BD = of.z_ND[:_CORRECTED].astype(np.float32)
         texts = [self.lm.tokens.decode(row.tolist()) for row in of.ids[:_CORRECTED]]
@@ -199,13 +205,3 @@ class CorrectorTask(Task):
         return CorrectionBatch(
             numbers_B, z_BD.to(device), own_BD.to(device), torch.tensor(rows, device=device), ids_BT.to(device), mask_BT.to(device)
         )
-
-
-def _sum_of(adapter: PrefixAdapter) -> str:
-    """What tells one adapter's weights from another's."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, value in sorted(adapter.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

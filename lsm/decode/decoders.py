@@ -18,7 +18,7 @@ from lsm.decode.phrase_store import PhraseStore
 from lsm.decode.vectors import check_vectors
 from lsm.errors import UserError
 from lsm.lm.frozen import FrozenLM, same_lm
-from lsm.lm.generation import Bias, Sampling
+from lsm.lm.generation import Bias, Sampling, row_seed
 from lsm.lm.lora import attach_lora, detach_lora, has_lora
 
 _ROWS_AT_ONCE = 128
@@ -88,7 +88,7 @@ class PrefixDecoder:
         """The greedy sentence first, then samples at temperature 0.7."""
         warm = dataclasses.replace(self.sampling, temperature=0.7, top_p=0.95)
         greedy = self._write(z_BD, self.sampling, seed)
-        drawn = self._write(np.repeat(z_BD, k - 1, axis=0), warm, seed) if k > 1 else []
+        drawn = self._write(np.repeat(z_BD, k - 1, axis=0), warm, seed, samples=k - 1) if k > 1 else []
         return [list(dict.fromkeys([first, *drawn[n * (k - 1) : (n + 1) * (k - 1)]])) for n, first in enumerate(greedy)]
 
     @torch.inference_mode()
@@ -104,13 +104,14 @@ class PrefixDecoder:
         return self.adapter.prefix(trunk_BF, self.lm).prefix_BPH, bias
 
     @torch.inference_mode()
-    def _write(self, z_BD: np.ndarray, sampling: Sampling, seed: int) -> list[str]:
+    def _write(self, z_BD: np.ndarray, sampling: Sampling, seed: int, *, samples: int = 1) -> list[str]:
+        """One text for each row; `samples` equal rows stand one after the other, and draw differently."""
         check_vectors(z_BD, self.adapter.home.dim, self.encoder)
-        generator = torch.Generator().manual_seed(seed)
+        seeds = [row_seed(seed, z_D.tobytes(), str(row % samples).encode()) for row, z_D in enumerate(z_BD)]
         texts: list[str] = []
         for start in range(0, len(z_BD), _ROWS_AT_ONCE):
             prefix_BPH, bias = self.conditions(z_BD[start : start + _ROWS_AT_ONCE])
-            texts += self.lm.generate(prefix_BPH, sampling, bias=bias, generator=generator)
+            texts += self.lm.generate(prefix_BPH, sampling, bias=bias, seeds_B=seeds[start : start + _ROWS_AT_ONCE])
         return texts
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lsm.decode.budget import Hypothesis
-from lsm.decode.lexicon import Lexicon
+from lsm.decode.lexicon import CONTENT_WEIGHT, Lexicon
 from lsm.decode.wording import ORDINARY, Reading
 
 _NAT = 0.002
@@ -56,7 +56,9 @@ def applied(pieces: Sequence[str], edits: Sequence[Edit]) -> str:
     """The text after edits that do not overlap; it begins with a capital if the text did."""
     kept = list(pieces)
     for edit in sorted(edits, reverse=True):
-        kept[edit.start : edit.stop] = [f" {edit.text}"] if edit.text else []
+        replaced = kept[edit.start] if edit.start < edit.stop else " "
+        space = replaced[: len(replaced) - len(replaced.lstrip())]
+        kept[edit.start : edit.stop] = [space + edit.text] if edit.text else []
     text = "".join(kept).strip()
     return text[:1].upper() + text[1:] if pieces and pieces[0].strip()[:1].isupper() else text
 
@@ -101,7 +103,7 @@ class _Draft:
         self.scale = 1.0 / max(1.0, float(np.linalg.norm(sum_D)))
         self.gain_P = np.where(place_P >= 0, gain_W[place_P], 0.0) if len(gain_W) else np.zeros(len(bare))
         self.gain_W = gain_W.copy()
-        self.gain_W[[place for place in place_P if place >= 0 and lexicon.weight_W[place] > 0.25]] = -1.0  # said already
+        self.gain_W[[place for place in place_P if place >= 0 and lexicon.weight_W[place] > CONTENT_WEIGHT]] = -1.0  # said already
         self.is_word_P = np.asarray([piece[:1].isalnum() for piece in bare], dtype=bool)
         self.piece_P, self.expected_PW = reading.piece_P, reading.expected_PW.astype(np.float32)
         self.place_P = place_P

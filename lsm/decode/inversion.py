@@ -159,10 +159,14 @@ class InversionDecoder:
             prefix_BPH, bias = prefix.conditions(target_BD)
             return self._composer.compose(target_BD, prefix_BPH, strength=_STRENGTH_WITH_PREFIX, width=width, bias=bias)
         rows = [lm.tokens.encode(["\n".join(texts[::-1]) + "\n"])[0][-_CONTEXT_TOKENS:] if texts else [] for texts in contexts]
-        length = 1 + max(len(row) for row in rows)
-        ids_BP = torch.tensor([[lm.tokens.end_id] * (length - len(row)) + row for row in rows], device=lm.device)
-        with torch.inference_mode():
-            return self._composer.compose(target_BD, lm.embed(ids_BP), strength=_STRENGTH, width=width)
+        composed: dict[int, list[str]] = {}
+        for length in {len(row) for row in rows}:  # a target's LM reads its own context and nothing beside it
+            group = [n for n, row in enumerate(rows) if len(row) == length]
+            ids_BP = torch.tensor([[lm.tokens.end_id, *rows[n]] for n in group], device=lm.device)
+            with torch.inference_mode():
+                found = self._composer.compose(target_BD[group], lm.embed(ids_BP), strength=_STRENGTH, width=width)
+            composed |= dict(zip(group, found, strict=True))
+        return [composed[n] for n in range(len(rows))]
 
     def _rewritten(self, target_BD: np.ndarray, searches: list[_Search], rows: list[int]) -> list[list[str]]:
         """New sentences that aim beyond the targets, away from what their best hypotheses have already; corrections of these first."""

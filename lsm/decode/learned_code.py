@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lsm.config import settings_from, to_dict
+from lsm.corpus.format import require_same_space
 from lsm.decode.adapter import WEIGHTS, AdapterHome, Prefix, PrefixAdapter
 from lsm.decode.learned_code_settings import CodeSettings
 from lsm.decode.settings import AdapterSettings
-from lsm.decode.shipped import CONFIG, find_adapter
+from lsm.decode.shipped import CONFIG, SHIPPED
 from lsm.errors import UserError
 from lsm.files import fingerprint, read_json, sha256_file, write_json
 
@@ -273,7 +274,10 @@ def _unpacked(stored: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shipped(named: dict[str, str], encoder: dict[str, Any]) -> PrefixAdapter:
-    folder = find_adapter(named["name"], encoder=encoder)
+    folder = SHIPPED / named["name"]
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"this learned code needs the shipped adapter {named['name']}, which this version of lsm does not have; update lsm")
+    require_same_space(read_json(folder / CONFIG)["home"]["encoder"], encoder, what=f"adapter {named['name']}")
     if (found := sha256_file(folder / WEIGHTS)) != named["sha256"]:
         raise UserError(
             f"this learned code was trained with adapter {named['name']} of sha256 {named['sha256'][:12]}, the one here has {found[:12]}; "

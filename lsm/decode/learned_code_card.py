@@ -22,7 +22,8 @@ for exact recall there is the superposition code.
 Controls at {dims} dims, nats per token: another sentence's code {shuffled:.3f}, a code of zeros {zero:.3f}. All on {n_evaluated} held-out
 sentences of the training sets; measure on your own text with `scripts/bench_learned_code.py`.
 
-Trained by `lsm train-decoder --config learned-code` on {n_sentences:,} sentences: {token_steps:,} steps without the LM, then {lm_steps:,}
+Trained by `lsm train-decoder --config configs/learned-code.yaml`
+on {n_sentences:,} sentences: {token_steps:,} steps without the LM, then {lm_steps:,}
 steps of full-sequence cross-entropy, with noise up to α = {noise:g}. Encoder and LM are identified by sha256 in `config.json`.
 """
 
@@ -38,7 +39,7 @@ def code_card(code: LearnedCode, settings: LearnedCodeSettings, *, n_sentences: 
         rows="\n".join(f"| {k} | {scores[f'loss_{k}']:.3f} | {scores[f'exact_{k}']:.1%} |" for k in settings.code.lengths),
         shuffled=scores["loss_shuffled_code"],
         zero=scores["loss_zero_code"],
-        n_evaluated=settings.reading.evaluation_sentences,
+        n_evaluated=int(scores["n_evaluated"]),
         n_sentences=n_sentences,
         token_steps=settings.token_stage.steps,
         lm_steps=settings.steps - settings.token_stage.steps,

@@ -101,11 +101,16 @@ class LearnedCodec:
             UserError: wrong width, NaN or infinity; the row is named.
         """
         k, dims = codes_Bk.shape[-1], self.code.settings.dims
-        if codes_Bk.ndim != 2 or k > dims or not np.isfinite(codes_Bk).all():
-            what = "hold NaN or infinity" if codes_Bk.ndim == 2 and k <= dims else f"have shape {list(codes_Bk.shape)}"
-            raise UserError(f"learned codes {what}: this one reads finite [n, k] with k up to {dims}")
+        if codes_Bk.ndim != 2 or k > dims:
+            raise UserError(f"learned codes have shape {list(codes_Bk.shape)}: this one reads [n, k] with k up to {dims}")
+        if (bad_B := ~np.isfinite(codes_Bk).all(axis=1)).any():
+            raise UserError(
+                f"learned code {int(bad_B.argmax())} holds NaN or infinity ({int(bad_B.sum())} such rows); encode its text again"
+            )
         if z_BD is None:
             z_BD = np.zeros((len(codes_Bk), self.code.home.adapter.dim), np.float32)
+        if len(z_BD) != len(codes_Bk):
+            raise UserError(f"{len(codes_Bk)} learned codes and {len(z_BD)} vectors: each code needs the vector of its sentence")
         check_vectors(z_BD, self.code.home.adapter.dim, self.encoder)
         texts: list[str] = []
         scores: list[float] = []

@@ -59,7 +59,7 @@ class StartAdapter:
     def load(cls, name: str, *, encoder: dict[str, Any]) -> StartAdapter:
         """The adapter called `name` (a folder or a shipped one) for vectors of `encoder`."""
         folder = find_adapter(name, encoder=encoder)
-        shipped = {"name": name, "sha256": sha256_file(folder / WEIGHTS)} if folder.parent == SHIPPED else None
+        shipped = {"name": folder.name, "sha256": sha256_file(folder / WEIGHTS)} if folder.parent.resolve() == SHIPPED.resolve() else None
         return cls(PrefixAdapter.from_pretrained(folder), shipped)
 
 
@@ -118,6 +118,7 @@ class LearnedCodeTask(Task):
             budget_positions=reading.batch_positions,
             seed=seed,
         )
+        self._started_from = start_from.adapter.sha256() if start_from is not None else None
         self._n_token_stage = settings.token_stage.steps * settings.accumulate
         self._scores: dict[str, float] = {}
 
@@ -182,6 +183,7 @@ class LearnedCodeTask(Task):
             written = write(self.lm, self.code, batch.z_BD, code_BK, self.code.keep(torch.full_like(lengths_B, k)))
             true = [ids[: length - 1] for ids, length in zip(batch.ids_BT.tolist(), lengths_B.tolist(), strict=True)]
             scores[f"exact_{k}"] = sum(ids == row for (_, ids), row in zip(written, true, strict=True)) / len(true)
+        scores["n_evaluated"] = len(chosen)
         self._scores = {name: round(value, 4) for name, value in scores.items()}
         return self._scores
 
@@ -191,7 +193,8 @@ class LearnedCodeTask(Task):
         self.code.save_pretrained(folder, card=card)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"corpus": self.corpus.fingerprint, "encoder": self.corpus.encoder, "lm": self.lm.fingerprint()}
+        home = {"corpus": self.corpus.fingerprint, "encoder": self.corpus.encoder, "lm": self.lm.fingerprint()}
+        return home | {"started_from": self._started_from}
 
     def plan(self) -> list[str]:
         settings, sentences = self.settings, self.sentences

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 N_WORDS = 12_000
 _COMMON = 4000
 """Words from this rank on have full weight; a word's rank is its token's, which byte-pair merging orders by frequency."""
+CONTENT_WEIGHT = 0.249
+"""Words of more weight (not the commonest few hundred) are content: a text says them once."""
 _WORD = re.compile(r" [^\W\d_]+")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lsm.errors import UserError
+from lsm.progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from lsm.decode.vectors import Encode
     from lsm.lm.frozen import FrozenLM
 
-DECODERS = ("retrieval", "prefix", "corrector", "inversion", "guided", "vec2text")
+DecoderName = Literal["retrieval", "prefix", "corrector", "inversion", "guided", "vec2text"]
+DECODERS: tuple[str, ...] = get_args(DecoderName)
 DEFAULT_LM = "smollm2-135m-instruct"
 
 
@@ -53,6 +55,7 @@ class DecoderSource:
     """Hypotheses that `corrector` and `vec2text` keep from step to step; with 1 they write one text a step, the most probable."""
     quiet: bool = False
     _store: PhraseStore | None = field(default=None, init=False, repr=False)
+    _phrases: PhraseStore | None = field(default=None, init=False, repr=False)
     _lexicon: tuple[str, Lexicon] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -77,11 +80,16 @@ class DecoderSource:
             if value < 1:
                 raise UserError(f"{option} {value}: must be at least 1")
         if "corrector" in names and self.corrector is None:
-            raise UserError("--decoder corrector: name one with --corrector RUN/final (from lsm train-decoder --config corrector)")
+            raise UserError("--decoder corrector: give --corrector RUN/final, from lsm train-decoder --config configs/corrector.yaml")
         searching = {"inversion", "guided"} & set(names)
         store = self.store() if "retrieval" in names or (searching and self.has_store) else None
-        prefix = self.prefix() if {"prefix", "corrector"} & set(names) or ("inversion" in names and self._has_adapter()) else None
+        prefix = self.prefix() if {"prefix", "corrector"} & set(names) or ("inversion" in names and self.has_adapter()) else None
         writer = self._writer() if "corrector" in names or ("inversion" in names and self.corrector) else None
+        if prefix and writer and (learned_from := writer.corrector.hypotheses_of) not in ("", prefix.adapter.sha256()):
+            say(
+                f"the corrector learned from hypotheses of another adapter (sha256 {learned_from[:12]}): give that one with --adapter",
+                quiet=self.quiet,
+            )
         decoders: list[Decoder] = []
         for name in names:
             if name == "retrieval":
@@ -104,7 +112,7 @@ class DecoderSource:
                 lm = own.lm if own else self._plain_lm(prefix)
                 parts = Parts(
                     encoder=self.encoder, encode=self.encode, lm=lm, lexicon=self._lexicon_of(lm),
-                    store=store, phrases=self._phrases(), prefix=own, writer=writer if own else None,
+                    store=store, phrases=self.phrases(), prefix=own, writer=writer if name == "inversion" else None,
                 )  # fmt: skip
                 decoders.append(InversionDecoder(parts, name=name, encoder_calls=self.encoder_calls))
         return decoders
@@ -162,7 +170,8 @@ class DecoderSource:
             self.vec2text, corrector, self.encode, self.encoder, device=self.device, steps=steps, beam=beam, quiet=self.quiet
         )
 
-    def _has_adapter(self) -> bool:
+    def has_adapter(self) -> bool:
+        """Whether an adapter was named, or one for the encoder is shipped."""
         from lsm.decode.shipped import shipped_adapter
 
         return self.adapter is not None or shipped_adapter(self.encoder) is not None
@@ -183,12 +192,12 @@ class DecoderSource:
             self._lexicon = lm.sha256, Lexicon.of(lm, self.encode, self.encoder)
         return self._lexicon[1]
 
-    def _phrases(self) -> PhraseStore | None:
+    def phrases(self) -> PhraseStore | None:
+        """The phrases beside `index`, where there are any; loaded once."""
         from lsm.decode.phrase_store import PhraseStore, phrases_beside
 
         path = phrases_beside(self.index) if self.index else None
-        if path is None or not path.exists():
-            return None
-        phrases = PhraseStore.open(path)
-        phrases.require_encoder(self.encoder, what=f"phrase store {path}")
-        return phrases
+        if self._phrases is None and path is not None and path.exists():
+            self._phrases = PhraseStore.open(path)
+            self._phrases.require_encoder(self.encoder, what=f"phrase store {path}")
+        return self._phrases

@@ -174,10 +174,10 @@ class FrozenLM:
         *,
         bias: Bias | Tensor | None = None,
         prompt_ids_T: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        seeds_B: Sequence[int] | None = None,
     ) -> list[str]:
         """Text after each soft prefix, stripped of outer whitespace; arguments as in `lsm.lm.generation.generate_ids`."""
-        rows = generate_ids(self, prefix_BPH, sampling or Sampling(), bias=bias, prompt_ids_T=prompt_ids_T, generator=generator)
+        rows = generate_ids(self, prefix_BPH, sampling or Sampling(), bias=bias, prompt_ids_T=prompt_ids_T, seeds_B=seeds_B)
         return [self.tokens.decode(row).strip() for row in rows]
 
     def hidden(self, inputs_BTH: Tensor, layer: int) -> Tensor:

@@ -6,7 +6,8 @@ Shape letters: B rows, A rows still being written, T tokens, P prefix positions,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,7 +45,7 @@ def generate_ids(
     *,
     bias: Bias | Tensor | None = None,
     prompt_ids_T: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    seeds_B: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Token ids of a continuation of each prefix, the end token left out.
 
@@ -52,9 +53,10 @@ def generate_ids(
         prefix_BPH: soft prefixes, all of one length.
         bias: [B, H], or a function of what has been written (see `Bias`).
         prompt_ids_T: tokens that every row reads after its prefix.
-        generator: CPU generator for sampling; needed when the temperature is above 0.
+        seeds_B: of each row, so that what it draws depends on nothing beside it (see `row_seed`); needed when the temperature is above 0.
     """
-    assert sampling.temperature == 0 or generator is not None, "sampling needs a generator"
+    assert sampling.temperature == 0 or seeds_B is not None, "sampling needs seeds"
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds_B] if sampling.temperature and seeds_B is not None else []
     texts: list[list[int]] = [[] for _ in range(len(prefix_BPH))]
     rows_A = torch.arange(len(prefix_BPH), device=prefix_BPH.device)
     spoken_AH = torch.zeros(len(prefix_BPH), lm.width, device=prefix_BPH.device)
@@ -75,8 +77,9 @@ def generate_ids(
             logits_AV -= sampling.presence_penalty * seen_AV
         if sampling.no_repeat_tokens:
             for place, row in enumerate(rows_A.tolist()):
-                logits_AV[place, _repeating(texts[row], sampling.no_repeat_tokens)] = -torch.inf
-        chosen_A = _choose(logits_AV, sampling, generator)
+                logits_AV[place, repeating(texts[row], sampling.no_repeat_tokens)] = -torch.inf
+        drawn_A = torch.cat([torch.rand(1, generator=generators[row]) for row in rows_A.tolist()]) if generators else None
+        chosen_A = _choose(logits_AV, sampling, drawn_A)
         going_A = chosen_A != lm.tokens.end_id
         for row, token, going in zip(rows_A.tolist(), chosen_A.tolist(), going_A.tolist(), strict=True):
             if going:
@@ -93,7 +96,7 @@ def generate_ids(
     return texts
 
 
-def _repeating(ids: list[int], n: int) -> list[int]:
+def repeating(ids: list[int], n: int) -> list[int]:
     """Tokens that would complete a run of `n` tokens which `ids` already holds."""
     if len(ids) < n:
         return []
@@ -101,12 +104,23 @@ def _repeating(ids: list[int], n: int) -> list[int]:
     return [ids[i + n - 1] for i in range(len(ids) - n + 1) if ids[i : i + n - 1] == tail]
 
 
-def _choose(logits_AV: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    if sampling.temperature == 0:
+def row_seed(seed: int, *parts: bytes) -> int:
+    """A 63-bit seed from a run's seed and what a row is written from."""
+    digest = hashlib.sha256(str(seed).encode())
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return int.from_bytes(digest.digest()[:8], "little") >> 1
+
+
+def _choose(logits_AV: Tensor, sampling: Sampling, drawn_A: Tensor | None) -> Tensor:
+    """The most probable tokens, or those at which the cumulative probability passes `drawn_A` (uniform in [0, 1))."""
+    if drawn_A is None:
         return logits_AV.argmax(-1)
-    probabilities_AV = torch.softmax(logits_AV / sampling.temperature, dim=-1)
+    ordered_AV, order_AV = torch.softmax(logits_AV / sampling.temperature, dim=-1).sort(dim=-1, descending=True)
     if sampling.top_p < 1:
-        ordered_AV, order_AV = probabilities_AV.sort(dim=-1, descending=True)
         beyond_AV = ordered_AV.cumsum(-1) - ordered_AV > sampling.top_p
-        probabilities_AV = torch.zeros_like(ordered_AV).scatter(1, order_AV, ordered_AV.masked_fill(beyond_AV, 0))
-    return torch.multinomial(probabilities_AV.cpu(), 1, generator=generator).squeeze(1).to(logits_AV.device)
+        ordered_AV = ordered_AV.masked_fill(beyond_AV, 0)
+    passed_AV = ordered_AV.cumsum(-1)
+    place_A = (passed_AV <= drawn_A.to(passed_AV.device)[:, None] * passed_AV[:, -1:]).sum(-1)
+    last_A = (ordered_AV > 0).sum(-1) - 1
+    return order_AV.gather(1, torch.minimum(place_A, last_A)[:, None]).squeeze(1)

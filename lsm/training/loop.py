@@ -69,6 +69,8 @@ class Trainer:
             with Progress(self.task.name, self.settings.steps - start, "steps", quiet=self.quiet) as progress:
                 if start == 0:
                     self._validate(0)
+                elif start == self.settings.steps:
+                    self._evaluate()  # stopped before its last folder was written: what the card says is measured again
                 for step in range(start + 1, self.settings.steps + 1):
                     row = self._step(step)
                     self.log.write(step, row)
@@ -132,11 +134,14 @@ class Trainer:
             self.averages.update(step)
         return logged | {"lr": rate, "grad_norm": norm}
 
-    def _validate(self, step: int) -> None:
+    def _evaluate(self) -> dict[str, float]:
         self.task.module.eval()
         torch.manual_seed(step_seed(self.seed, -1))
         with torch.no_grad(), self._averaged(), self._autocast():
-            evaluation = {name: float(value) for name, value in self.task.evaluate().items()}
+            return {name: float(value) for name, value in self.task.evaluate().items()}
+
+    def _validate(self, step: int) -> None:
+        evaluation = self._evaluate()
         self.log.write(step, {"evaluation": evaluation})
         listed = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.items())
         say(f"step {step:,} held out: {listed}", quiet=self.quiet)

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from lsm.bench import sample
+from lsm.bench.parts import finished
 from lsm.corpus.reader import Corpus
+from lsm.errors import UserError
+from lsm.text.segment import segment
 
 STUB = ("--encoder", "stub", "--independent", "stub")
 
@@ -81,6 +84,7 @@ def test_noise_costs_words(run_cli: Callable, tmp_path: Path, training_corpus: P
         (["--decoder", "none", "--residual", "superposition", "--prior", "guess"], "--prior guess"),
         (["--limit", "0"], "--limit 0"),
         (["--noise", "-1"], "--noise -1"),
+        (["--noise", "0.1", "--negation", "3"], "--negation"),
     ],
 )
 def test_what_cannot_be_done_is_refused(run_cli: Callable, training_corpus: Path, options: list[str], said: str) -> None:
@@ -96,6 +100,34 @@ def test_the_draw_is_seeded_distinct_and_in_order(training_corpus: Path) -> None
     assert drawn.texts == again.texts != other.texts
     assert len(set(drawn.texts)) == 25 and (np.diff(drawn.document_N) >= 0).all() and drawn.document_N.min() == 0
     assert len(sample.draw([["one.", "one.", "two."]], 10, seed=0).texts) == 2
+    whose = {text: doc for doc in range(corpus.n_documents) for text in corpus.texts(doc)}
+    numbers = [*drawn.document_N.tolist(), *drawn.others_document_N.tolist()]
+    named = {(number, whose[text]) for number, text in zip(numbers, [*drawn.texts, *drawn.others], strict=True)}
+    assert len(named) == len(set(numbers)) == max(numbers) + 1
+
+
+def test_pieces_of_a_long_sentence_are_no_sentences() -> None:
+    text = "A fox waits. " + "the hare runs through the wood, and " * 9 + "sleeps. The end."
+    sentences = segment(text, cap_characters=200)[1]
+    assert len(sentences) > 3
+    assert [sentence.text for sentence in sample.whole_sentences(sentences)] == ["A fox waits.", "The end."]
+
+
+def test_without_a_store_or_an_adapter_inversion_is_what_is_left(run_cli: Callable, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A fox waits by the sea. The hare runs.")
+    options = ("--encoder", "stub", "--lm", "stub", "--independent", "none", "--resamples", 0, "--no-controls", "--encoder-calls", 3)
+    outcome = run_cli("roundtrip", tmp_path / "a.txt", *options, "--json", tmp_path / "r.json")
+    assert outcome.code == 0, outcome.stderr
+    assert [row["decoder"] for row in json.loads((tmp_path / "r.json").read_text())["results"]["rows"]] == ["inversion"]
+
+
+def test_results_of_other_options_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "part.json"
+    assert finished(path, {"limit": "3"}) is None
+    path.write_text(json.dumps({"results": {"asked": {"limit": "3"}, "rows": [1]}}))
+    assert finished(path, {"limit": "3"})["rows"] == [1]
+    with pytest.raises(UserError, match=r"limit 3 → 4.*seed None → 0"):
+        finished(path, {"limit": "4", "seed": "0"})
 
 
 def test_an_endless_input_is_not_read_to_its_end() -> None:

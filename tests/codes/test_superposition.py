@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lsm.assets import resolve
 from lsm.codes import quantise
 from lsm.codes.alphabet import Alphabet, checksum
 from lsm.codes.signs import position_signs, token_signs
@@ -17,7 +19,7 @@ from lsm.codes.spec import FALL_HALF_BITS, CodeSpec, amplitudes, margin
 from lsm.codes.storage import from_arrays, to_arrays
 from lsm.codes.superposition import IN_BYTES, Codes, SuperpositionEncoder, pieces
 from lsm.errors import UserError
-from lsm.lm.tokens import ByteTokens
+from lsm.lm.tokens import ByteTokens, FolderTokens
 
 MASK = 2**64 - 1
 
@@ -168,3 +170,5 @@ def test_specs_are_compared_and_refused() -> None:
 def test_a_lone_surrogate_is_refused_by_name() -> None:
     with pytest.raises(UserError, match="lone surrogate"):
         make().encode(["bad \ud800 text"])
+    with pytest.raises(UserError, match="lone surrogate"):
+        Alphabet(FolderTokens(Path(resolve("smollm2-135m-instruct").path))).symbols(["bad \ud800 text"])

@@ -71,8 +71,9 @@ def test_drafted_is_token_by_token(lm: FrozenLM, monkeypatch: pytest.MonkeyPatch
     assert dims < 256 or it.read(codes, PLAIN).texts == plain.texts  # all of them were drafted well; of small codes, hardly any
 
 
-def test_log_probability_is_the_priors(lm: FrozenLM) -> None:
-    it, text = reader(lm), "A fox waits by the sea."
+@pytest.mark.parametrize("text", ["a", "ab", "A fox waits by the sea."])
+def test_log_probability_is_the_priors(lm: FrozenLM, text: str) -> None:
+    it = reader(lm, dims=1024)
     prior = LMPrior(lm)
     found = it.read(it.encoder.encode([text]), GREEDY, prior).log_probability_B[0]
     ids, mask = pad_ids(lm.tokens.encode([text]), lm.tokens.end_id)

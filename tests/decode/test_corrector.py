@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from lsm.decode.learned_code_settings import LearnedCodeSettings
 from lsm.decode.settings import DecoderSettings
 from lsm.encode.encoder import load_encoder
 from lsm.errors import UserError
+from lsm.files import read_json
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import attach_lora, lora_off
 from lsm.training.loop import PREPARED, Trainer
@@ -109,8 +112,49 @@ def test_the_budget_holds_and_the_best_is_kept(small_corpus: Corpus, writer: Wri
     texts = decoder.decode(targets)
     assert sum(calls) <= limit * len(TEXTS) and decoder.encoder_calls_per_sentence <= limit
     for n, trail in enumerate(decoder.trails):
-        reached = [float(encode([text])[0] @ targets[n]) for _, text in trail]
+        reached = [float(encode([text])[0] @ targets[n]) for _, text in trail[1:]]
         assert reached == sorted(reached) and trail[-1][1] == texts[n] and trail[-1][0] <= limit
+
+
+def test_samples_do_not_see_each_other_either(small_corpus: Corpus, writer: Writer) -> None:
+    first = PrefixDecoder(FrozenLM.load("stub"), adapter_for(small_corpus))
+    targets = encode(TEXTS)
+    assert first.candidates(targets, 4) == [first.candidates(targets[n : n + 1], 4)[0] for n in range(len(TEXTS))]
+    assert len(set(first.candidates(targets, 4)[0])) > 1
+    decoder = CorrectorDecoder(writer, first, encode, encoder_calls=12, beam=2)
+    assert decoder.decode(targets) == [decoder.decode(targets[n : n + 1])[0] for n in range(len(TEXTS))]
+
+
+def test_where_nothing_was_written_first_the_corrector_writes(small_corpus: Corpus, writer: Writer) -> None:
+    first = PrefixDecoder(FrozenLM.load("stub"), adapter_for(small_corpus))
+    first.candidates = lambda z_BD, k, *, seed=0: [[""] for _ in z_BD]  # ty: ignore[invalid-assignment]
+    decoder = CorrectorDecoder(writer, first, encode, encoder_calls=5, beam=1)
+    assert all(decoder.decode(encode(TEXTS)))
+    assert all(trail[0] == (0, "") and len(trail) > 1 for trail in decoder.trails)
+
+
+def test_the_command_of_its_card_runs(small_corpus: Corpus, trained: tuple[Path, object], tmp_path: Path, run_cli: Callable) -> None:
+    card = (trained[0] / "final/README.md").read_text()
+    (command,) = [line.strip() for line in card.splitlines() if line.startswith("    lsm ")]
+    adapter_for(small_corpus).save_pretrained(tmp_path, card="", dtype=torch.float32)
+    words = shlex.split(command.removeprefix("lsm ").replace("THIS_FOLDER", str(trained[0] / "final")))
+    outcome = run_cli(*words, "--encoder", "stub", "--lm", "stub", "--adapter", tmp_path)
+    assert outcome.code == 0 and outcome.stdout.strip() and "another adapter" not in outcome.stderr
+    other = adapter_for(small_corpus)
+    other.inlet.weight.data += 1
+    other.save_pretrained(tmp_path, card="", dtype=torch.float32)
+    assert "another adapter" in run_cli(*words, "--encoder", "stub", "--lm", "stub", "--adapter", tmp_path).stderr
+
+
+def test_damaged_folders_are_named(trained: tuple[Path, object], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing is no folder; name one that lsm train-decoder"):
+        Corrector.from_pretrained(tmp_path / "nothing")
+    for config in ({"format": "lsm corrector"}, read_json(trained[0] / "final/config.json") | {"corrector": {"color": 3}}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=f"corrector {tmp_path} is damaged"):
+            Corrector.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="hypothesis_tokens 20 must be a multiple of 8"):
+        tiny(hypothesis_tokens=20)
 
 
 def test_hypotheses_are_written_once(small_corpus: Corpus, trained: tuple[Path, object]) -> None:

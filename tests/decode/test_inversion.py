@@ -61,6 +61,14 @@ def make(small_corpus: Corpus, lm: FrozenLM, lexicon: Lexicon) -> Callable[..., 
     return decoder
 
 
+def prefix_for(corpus: Corpus, lm: FrozenLM) -> PrefixDecoder:
+    home = AdapterHome(
+        encoder=corpus.encoder, lm=lm.fingerprint(), dim=64, lm_width=lm.width, vocabulary=len(lm.head_VH), embedding_rms=0.1
+    )
+    torch.manual_seed(3)
+    return PrefixDecoder(lm, PrefixAdapter(AdapterSettings(prefix_length=2, hidden=16), home), sampling=Sampling(max_new_tokens=12))
+
+
 def cosines(texts: Sequence[str], wanted: Sequence[str] = TEXTS) -> np.ndarray:
     return (encode([text or "." for text in texts]) * encode(wanted)).sum(1)
 
@@ -93,6 +101,15 @@ def test_batched_is_one_by_one_and_twice_is_the_same(make: Callable[..., Inversi
     assert together == [make().candidates(z_BD[n : n + 1], 3)[0] for n in range(len(TEXTS))]
 
 
+def test_batched_is_one_by_one_with_an_adapter_and_with_contexts_of_any_length(
+    make: Callable[..., InversionDecoder], small_corpus: Corpus, lm: FrozenLM
+) -> None:
+    for parts in ({"prefix": prefix_for(small_corpus, lm)}, {"store": None, "phrases": None}):
+        z_BD = encode(["A fox.", *TEXTS])
+        together = make(**parts).candidates(z_BD, 3)
+        assert together == [make(**parts).candidates(z_BD[n : n + 1], 3)[0] for n in range(len(z_BD))]
+
+
 def test_a_known_sentence_is_found_at_once_and_the_search_stops(make: Callable[..., InversionDecoder]) -> None:
     decoder = make(encoder_calls=500)
     assert decoder.decode(encode(["The wolf runs by the sea."])) == ["The wolf runs by the sea."]
@@ -107,11 +124,7 @@ def test_it_works_with_nothing_but_an_lm(make: Callable[..., InversionDecoder], 
 
 
 def test_an_adapter_gives_hypotheses(make: Callable[..., InversionDecoder], small_corpus: Corpus, lm: FrozenLM) -> None:
-    home = AdapterHome(
-        encoder=small_corpus.encoder, lm=lm.fingerprint(), dim=64, lm_width=lm.width, vocabulary=len(lm.head_VH), embedding_rms=0.1
-    )
-    adapter = PrefixAdapter(AdapterSettings(prefix_length=2, hidden=16), home)
-    prefix = PrefixDecoder(lm, adapter, sampling=Sampling(max_new_tokens=12))
+    prefix = prefix_for(small_corpus, lm)
     decoder = make(encoder_calls=20, prefix=prefix, store=None)
     found = decoder.decode(encode(TEXTS), seed=1)
     assert (cosines(found) >= cosines(prefix.decode(encode(TEXTS))) - 1e-6).all()
@@ -141,6 +154,8 @@ def test_pieces_and_edits_add_up() -> None:
     assert "".join(pieces) == text
     made = applied(pieces_of("The fox sleeps."), [Edit(1, 2, "wolf", "replace"), Edit(3, 3, "at home", "insert"), Edit(0, 1, "", "delete")])
     assert made == "Wolf sleeps at home."
+    bracketed = applied(pieces_of('The (old) fox said "good".'), [Edit(2, 3, "sad", "replace"), Edit(7, 8, "bad", "replace")])
+    assert bracketed == 'The (sad) fox said "bad".'
     assert compatible([Edit(1, 2, "wolf", "replace")], Edit(3, 3, "at home", "insert"))
     assert not compatible([Edit(1, 2, "wolf", "replace")], Edit(2, 2, "sad", "insert"))
 

@@ -184,7 +184,7 @@ def test_a_frozen_shipped_adapter_is_named_not_stored(small_corpus: Corpus, tmp_
     (shipped / "one").mkdir(parents=True)
     prefix = PrefixTask(small_corpus, FrozenLM.load("stub"), decoder, seed=0)
     prefix.adapter.save_pretrained(shipped / "one", card="card")
-    for module in ("lsm.decode.shipped", "lsm.decode.learned_code_training"):
+    for module in ("lsm.decode.shipped", "lsm.decode.learned_code_training", "lsm.decode.learned_code"):
         monkeypatch.setattr(f"{module}.SHIPPED", shipped)
     start = StartAdapter.load("one", encoder=small_corpus.encoder)
     settings.freeze_adapter = True
@@ -194,10 +194,20 @@ def test_a_frozen_shipped_adapter_is_named_not_stored(small_corpus: Corpus, tmp_
     Trainer(task, settings, tmp_path / "run", quiet=True).train()
     loaded = LearnedCode.from_pretrained(tmp_path / "run")
     assert torch.equal(loaded.adapter.inlet.weight, start.adapter.inlet.weight)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/config.json").write_text("{}")  # a run of the same name in the current folder
+    LearnedCode.from_pretrained(tmp_path / "run")
     prefix.adapter.inlet.weight.data += 1
     prefix.adapter.save_pretrained(shipped / "one", card="card")
     with pytest.raises(UserError, match="was trained with adapter one"):
         LearnedCode.from_pretrained(tmp_path / "run")
+    other = LearnedCodeTask(
+        small_corpus, FrozenLM.load("stub"), settings, seed=0, states_of=states_of, state_width=WIDTH,
+        start_from=StartAdapter.load(str(shipped / "one"), encoder=small_corpus.encoder),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="started_from"):
+        Trainer(other, settings, tmp_path / "run", quiet=True)
 
 
 def test_wrong_partners_are_refused(small_corpus: Corpus, trained: tuple[Path, dict[str, float]], codec: LearnedCodec) -> None:
@@ -211,7 +221,11 @@ def test_wrong_partners_are_refused(small_corpus: Corpus, trained: tuple[Path, d
         LearnedCodeTask(small_corpus, FrozenLM.load("stub"), tiny(), seed=0)
     with pytest.raises(UserError, match="not a learned code's"):
         LearnedCode.from_pretrained(trained[0] / "nothing")
-    with pytest.raises(UserError, match=r"finite \[n, k\] with k up to 16"):
+    with pytest.raises(UserError, match="2 learned codes and 1 vectors"):
+        codec.decode(np.zeros((2, 16), np.float32), np.zeros((1, 64), np.float32))
+    with pytest.raises(UserError, match="learned code 1 holds NaN"):
+        codec.decode(np.array([[0.0] * 16, [np.nan] * 16], np.float32))
+    with pytest.raises(UserError, match=r"reads \[n, k\] with k up to 16"):
         codec.decode(np.zeros((2, 17), np.float32))
     with pytest.raises(UserError, match="NaN"):
         codec.decode(np.full((2, 8), np.nan, np.float32))

@@ -10,7 +10,7 @@ import torch
 
 from lsm.errors import UserError
 from lsm.lm.frozen import FrozenLM
-from lsm.lm.generation import Sampling, generate_ids
+from lsm.lm.generation import Sampling, _choose, generate_ids
 from lsm.lm.lora import attach_lora, detach_lora
 
 
@@ -85,8 +85,22 @@ def test_finished_rows_are_dropped_and_no_run_repeats(lm: FrozenLM) -> None:
 
 def test_sampling_repeats_with_its_seed(lm: FrozenLM) -> None:
     sampling = Sampling(max_new_tokens=20, temperature=1.0, top_p=0.9)
-    first, again, other = (generate_ids(lm, prefixes(3, lm), sampling, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    prefix_BPH = prefixes(3, lm)
+    first, again, other = (generate_ids(lm, prefix_BPH, sampling, seeds_B=[s, s + 7, s]) for s in (0, 0, 1))
     assert first == again != other
+    assert first == [generate_ids(lm, prefix_BPH[n : n + 1], sampling, seeds_B=[s])[0] for n, s in enumerate((0, 7, 0))]
+
+
+def test_draws_have_the_probabilities_asked_for() -> None:
+    """Of 1,000 uniform draws each token gets its share; with top_p the tokens beyond it get none and the others theirs of the rest."""
+    probability_V = torch.tensor([0.5, 0.1, 0.15, 0.25])
+    drawn_A = (torch.arange(1000) + 0.5) / 1000
+    logits_AV = probability_V.log().expand(1000, 4)
+    counts = torch.bincount(_choose(logits_AV, Sampling(temperature=1.0), drawn_A), minlength=4)
+    torch.testing.assert_close(counts / 1000, probability_V, atol=2e-3, rtol=0)
+    cut = torch.bincount(_choose(logits_AV, Sampling(temperature=1.0, top_p=0.7), drawn_A), minlength=4)
+    torch.testing.assert_close(cut / 1000, torch.tensor([2 / 3, 0, 0, 1 / 3]), atol=2e-3, rtol=0)
+    assert _choose(logits_AV, Sampling(temperature=1.0, top_p=0.01), drawn_A).eq(0).all()
 
 
 def test_spoken_sum_reaches_the_bias(lm: FrozenLM) -> None:

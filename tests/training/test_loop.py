@@ -124,6 +124,30 @@ def test_interrupted_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sums(tmp_path / "whole/final") == sums(tmp_path / "broken/final")
 
 
+def test_stopped_between_the_last_checkpoint_and_the_final_folder(tmp_path: Path) -> None:
+    class Carded(Regression):
+        dies, scores = False, {}
+
+        def evaluate(self) -> dict[str, float]:
+            self.scores = super().evaluate()
+            return self.scores
+
+        def save_final(self, folder: Path) -> None:
+            if self.dies:
+                raise Interrupted
+            super().save_final(folder)
+            (folder / "README.md").write_text(f"held out: {self.scores['loss']}")
+
+    train(Carded(), tmp_path / "whole")
+    broken = Carded()
+    broken.dies = True
+    with pytest.raises(Interrupted):
+        train(broken, tmp_path / "broken")
+    train(Carded(), tmp_path / "broken")
+    assert sums(tmp_path / "whole/final") == sums(tmp_path / "broken/final")
+    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "broken/metrics.jsonl").read_bytes()
+
+
 def test_finished_run_is_left_alone(tmp_path: Path) -> None:
     first = train(Regression(), tmp_path / "run")
     before = sums(tmp_path / "run")
