@@ -255,6 +255,8 @@ def code_cases() -> list[Case]:
         encode("--residual-dims 8192", "--residual-dims 8192: .*4096"),
         encode("--residual-bits 5", "--residual-bits 5: choose from 8, 6, 4"),
         encode("--residual-seed -1", "--residual-seed -1"),
+        encode("--residual-noise 2", "--residual-noise 2.0: must lie in 0 … 1"),
+        encode("--residual-noise nan", "--residual-noise nan: must lie in 0 … 1"),
         encode("--drop-text", "--drop-text.*--verify-codes"),
         encode("--residual-lm nothing-there", "nothing-there"),
         roundtrip("--residual-dims 0", "--residual-dims 0: .*multiple of 8"),

@@ -23,7 +23,6 @@ from lsm.bench.parts import finished
 from lsm.bench.sample import whole_sentences
 from lsm.bench.text_metrics import bleu_of, score_texts
 from lsm.codes.alphabet import Alphabet
-from lsm.codes.spec import margin
 from lsm.codes.superposition import Codes, SuperpositionEncoder
 from lsm.commands.roundtrip_codes import noisy
 from lsm.decode.code_prior import LMPrior, Prior, previous_prior
@@ -66,8 +65,10 @@ class Bench:
     domains: dict[str, list[str]] = field(default_factory=dict)
     previous: dict[str, str] = field(default_factory=dict)
 
-    def coder(self, dims: int, bits: int = 8) -> CodeReader:
-        return CodeReader(SuperpositionEncoder(self.alphabet.spec(dims=dims, bits=bits, seed=self.options.seed), self.alphabet))
+    def coder(self, dims: int, bits: int = 8, noise: float = 0.0) -> CodeReader:
+        return CodeReader(
+            SuperpositionEncoder(self.alphabet.spec(dims=dims, bits=bits, seed=self.options.seed, noise=noise), self.alphabet)
+        )
 
     def few(self) -> list[str]:
         """A tenth of every domain, for curves."""
@@ -174,7 +175,7 @@ def length(bench: Bench) -> Any:
                 if n_codes is None and codes.n_codes_B.max() == 1:
                     continue
                 done, _ = read(coder, texts, GREEDY, prior, codes=codes, dims=dims, length=n_tokens, single=n_codes == 1)
-                rows.append(done | {"margin_nats": margin(dims, 8, int(np.ceil(n_tokens / codes.n_codes_B.max())))})
+                rows.append(done | {"margin_nats": coder.encoder.spec.margin(int(np.ceil(n_tokens / codes.n_codes_B.max())))})
     return rows
 
 
@@ -187,15 +188,16 @@ def passages(bench: Bench, n_tokens: int, n: int) -> list[str]:
 
 
 def noise(bench: Bench) -> Any:
-    """Exact match under Gaussian noise on the entries, which the reader knows."""
+    """Exact match under Gaussian noise on the entries, which the reader knows and the code was, or was not, made for."""
     texts, rows = bench.few(), []
     for dims in (256, 128):
-        coder = bench.coder(dims)
-        clean = coder.encoder.encode(texts)
         for sigma in (0.0, 0.01, 0.03, 0.1, 0.3):
-            codes = noisy(clean, sigma, bench.options.seed)
-            for label, ladder, asked in ways(bench)[:2]:
-                rows.append(read(coder, texts, ladder, asked, codes=codes, noise=sigma, dims=dims, sigma=sigma, reader=label)[0])
+            for made_for in sorted({0.0, sigma}):
+                coder = bench.coder(dims, noise=made_for)
+                codes = noisy(coder.encoder.encode(texts), sigma, bench.options.seed)
+                for label, ladder, asked in ways(bench)[:2]:
+                    labels = {"dims": dims, "sigma": sigma, "made_for": made_for > 0, "reader": label}
+                    rows.append(read(coder, texts, ladder, asked, codes=codes, noise=sigma, **labels)[0])
     return rows
 
 
@@ -318,12 +320,13 @@ def plot(out: Path) -> None:
             curves[f"int{key[0]}, {key[1]}"] = ([row["code_bytes"] for row in mine], [row["exact"] for row in mine])
         panels.append(Panel("one code a sentence", "bytes a sentence", "exact match", curves, log_x=True))
         panels.append(Panel("smallest code that is certified", "text under the LM, bits", "bits of the code", needed(found), points=True))
-    for part, x, labels in (("length", "length", ("dims", "single")), ("noise", "sigma", ("dims", "reader"))):
-        if rows := results(part):
+    for part, x, labels in (("length", "length", ("dims", "single")), ("noise", "sigma", ("dims", "made_for"))):
+        if rows := [row for row in results(part) or [] if row.get("reader", "LM, greedy") == "LM, greedy"]:
             curves = {}
+            second = {"single": {True: "one code", False: "several codes"}, "made_for": {True: "made for it", False: "not made for it"}}
             for key in dict.fromkeys(tuple(row[name] for name in labels) for row in rows):
                 mine = [row for row in rows if tuple(row[name] for name in labels) == key]
-                named = f"k={key[0]}, " + ({True: "one code", False: "several codes"}.get(key[1], key[1]))
+                named = f"k={key[0]}, {second[labels[1]][key[1]]}"
                 curves[named] = ([row[x] for row in mine], [row["exact"] for row in mine])
             panels.append(
                 Panel(part, {"length": "tokens", "sigma": "noise / rms of the entries"}[x], "exact match", curves, log_x=part == "length")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
 from typing import Protocol
 
-from lsm.codes.spec import MAX_TOKENS, CodeSpec
+from lsm.codes.spec import MAX_TOKENS, CodeSpec, fall_above
 from lsm.errors import UserError
 
 
@@ -30,9 +31,10 @@ class Alphabet:
         canonical = json.dumps(vocabulary, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         self.sha256 = hashlib.sha256(canonical.encode()).hexdigest()
 
-    def spec(self, *, dims: int = CodeSpec.dims, bits: int = CodeSpec.bits, seed: int = CodeSpec.seed) -> CodeSpec:
-        """The code of these numbers over this tokenizer."""
-        return CodeSpec(vocabulary=self.size, vocabulary_sha256=self.sha256, dims=dims, bits=bits, seed=seed)
+    def spec(self, *, dims: int = CodeSpec.dims, bits: int = CodeSpec.bits, seed: int = CodeSpec.seed, noise: float = 0.0) -> CodeSpec:
+        """The code of these numbers over this tokenizer; `noise` as in `lsm.codes.spec.fall_above`."""
+        whole = CodeSpec(vocabulary=self.size, vocabulary_sha256=self.sha256, dims=dims, bits=bits, seed=seed)
+        return dataclasses.replace(whole, fall_half_bits=fall_above(noise, bits))
 
     def require(self, spec: CodeSpec) -> None:
         """Raise `UserError` unless the codes of `spec` are read with this tokenizer."""

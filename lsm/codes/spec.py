@@ -6,6 +6,7 @@ Letters: k dimensions of a code, T tokens in a code.
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +23,7 @@ BYTE_SYMBOLS = 256
 AMPLITUDE_BITS = 14
 """The first token of a code has amplitude 2^14."""
 FALL_HALF_BITS = {8: 15, 6: 10, 4: 6}
-"""By bits of the quantiser: how far the amplitude falls from a code's first token to past its last, in halves of a power of two."""
+"""By bits of the quantiser: how far the amplitude may fall from a code's first token to past its last, in halves of a power of two."""
 LEAST_MARGIN = 22.0
 """Nats a token that a code keeps at least, by taking fewer tokens: with the LM as prior greedy reading is then nearly always exact."""
 MAX_TOKENS = 2**16 - 1
@@ -42,6 +43,8 @@ class CodeSpec:
     bits: int = 8
     """Bits of a stored entry: 8, 6 or 4."""
     seed: int = 0
+    fall_half_bits: int = 0
+    """How far the amplitude falls; 0 takes what the quantiser allows (`FALL_HALF_BITS`), less leaves room for noise (`fall_above`)."""
 
     def __post_init__(self) -> None:
         if self.bits not in FALL_HALF_BITS:
@@ -50,6 +53,9 @@ class CodeSpec:
             raise UserError(f"--residual-dims {self.dims}: must be a multiple of 8 from 8 to {MAX_DIMS}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--residual-seed {self.seed}: must lie in 0 … 2^63 − 1")
+        if not 0 <= self.fall_half_bits <= FALL_HALF_BITS[self.bits]:
+            raise UserError(f"the residual code's fall {self.fall_half_bits} must lie in 1 … {FALL_HALF_BITS[self.bits]}; encode again")
+        object.__setattr__(self, "fall_half_bits", self.fall_half_bits or FALL_HALF_BITS[self.bits])
 
     @property
     def bytes_per_code(self) -> int:
@@ -64,7 +70,11 @@ class CodeSpec:
     @property
     def tokens_per_code(self) -> int:
         """Most tokens that one code should hold: as many as keep the margin (nats a token) above `LEAST_MARGIN`."""
-        return max(1, most_tokens(self.dims, self.bits, LEAST_MARGIN))
+        return max(1, most_tokens(self.dims, self.fall_half_bits, LEAST_MARGIN))
+
+    def margin(self, n_tokens: int) -> float:
+        """`margin` of a code of so many tokens."""
+        return margin(self.dims, self.fall_half_bits, n_tokens)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that decides the bytes; what a corpus carries."""
@@ -72,7 +82,6 @@ class CodeSpec:
             "kind": KIND,
             "format": FORMAT,
             **dataclasses.asdict(self),
-            "fall_half_bits": FALL_HALF_BITS[self.bits],
             "tokens_per_code": self.tokens_per_code,
         }
 
@@ -101,24 +110,36 @@ class CodeSpec:
         return spec
 
 
-def margin(dims: int, bits: int, n_tokens: int) -> float:
+def fall_above(noise: float, bits: int) -> int:
+    """The fall, in halves of a power of two, of codes whose entries will carry Gaussian noise of `noise` times their root mean square.
+
+    After the last token Σa² has fallen to 2^−h of what it was, quantiser and noise being what is left: 2^h − 1 = 1/σ².
+
+    Raises:
+        UserError: noise louder than the code.
+    """
+    if not 0 <= noise <= 1:
+        raise UserError(f"--residual-noise {noise}: must lie in 0 … 1, in root mean squares of the entries")
+    return FALL_HALF_BITS[bits] if noise == 0 else max(1, min(FALL_HALF_BITS[bits], math.floor(math.log2(1 + noise**-2))))
+
+
+def margin(dims: int, fall: int, n_tokens: int) -> float:
     """c, in nats: half the squared distance that each token of a full code stands off the noise, k/2·(2^(h/T) − 1) with the
     schedule's fall of h/2 powers of two (REFERENCES: a_t² = (1 + 2c/k)^−t)."""
-    return dims / 2 * (2 ** (FALL_HALF_BITS[bits] / n_tokens) - 1)
+    return dims / 2 * (2 ** (fall / n_tokens) - 1)
 
 
-def most_tokens(dims: int, bits: int, least: float) -> int:
+def most_tokens(dims: int, fall: int, least: float) -> int:
     """Most tokens whose margin is at least `least`; 0 when one token's is not."""
     n_tokens = 0
-    while n_tokens < MAX_TOKENS and margin(dims, bits, n_tokens + 1) >= least:
+    while n_tokens < MAX_TOKENS and margin(dims, fall, n_tokens + 1) >= least:
         n_tokens += 1
     return n_tokens
 
 
 @lru_cache(maxsize=1024)
-def amplitudes(n_tokens: int, bits: int) -> np.ndarray:
-    """A_t = ⌊2^(14 − h·t/(2T))⌋ for t = 0 … T−1, int64 [T], by exact integer roots; h = `FALL_HALF_BITS[bits]`."""
-    fall = FALL_HALF_BITS[bits]
+def amplitudes(n_tokens: int, fall: int) -> np.ndarray:
+    """A_t = ⌊2^(14 − h·t/(2T))⌋ for t = 0 … T−1, int64 [T], by exact integer roots; h = `fall`."""
     roots = [_floor_power_of_two(2 * n_tokens * AMPLITUDE_BITS - fall * t, 2 * n_tokens) for t in range(n_tokens)]
     table = np.array(roots, dtype=np.int64)
     table.setflags(write=False)

@@ -156,7 +156,7 @@ class SuperpositionEncoder:
                 sign.append(self.positions(variant & (SALTS - 1), len(row)))
             for begin, end in pieces(len(row), n_codes):
                 if end > begin:
-                    amplitude.append(amplitudes(end - begin, self.spec.bits))
+                    amplitude.append(amplitudes(end - begin, self.spec.fall_half_bits))
                     starts.append(at)
                     filled.append(code)
                 at, code = at + end - begin, code + 1

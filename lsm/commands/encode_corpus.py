@@ -33,6 +33,8 @@ class Options(CommonOptions):
     """Bits of an entry: 8, 6 or 4."""
     residual_seed: int = 0
     """Seed of the residual code's signs (--seed leaves the corpus alone)."""
+    residual_noise: float = 0.0
+    """Noise that the entries will carry (a channel, a model that predicts them), in root mean squares of them: codes leave room for it."""
     residual_lm: str = DEFAULT_LM
     """LM whose tokenizer the residual code uses; its weights are not needed."""
     verify_codes: bool = False
@@ -119,6 +121,7 @@ def _recipe(options: Options) -> CodeRecipe | None:
         dims=options.residual_dims,
         bits=options.residual_bits,
         seed=options.residual_seed,
+        noise=options.residual_noise,
         verify=options.verify_codes,
     )
 

@@ -27,6 +27,8 @@ class CodeRecipe:
     dims: int = 256
     bits: int = 8
     seed: int = 0
+    noise: float = 0.0
+    """Noise that the entries will carry, in root mean squares of them: the code leaves room for it."""
     verify: bool = False
     """Decode each code, without a prior, and make it again until it is certified."""
 
@@ -37,7 +39,7 @@ class CodeRecipe:
         from lsm.lm.tokens import load_tokens
 
         alphabet = Alphabet(load_tokens(self.lm))
-        return SuperpositionEncoder(alphabet.spec(dims=self.dims, bits=self.bits, seed=self.seed), alphabet)
+        return SuperpositionEncoder(alphabet.spec(dims=self.dims, bits=self.bits, seed=self.seed, noise=self.noise), alphabet)
 
     def fingerprint(self) -> dict[str, Any]:
         """What a corpus carries: the code's spec, the name of the LM whose tokenizer it has, and whether its codes were verified."""

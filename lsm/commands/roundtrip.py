@@ -47,6 +47,8 @@ class Options(DecoderOptions):
     """Bits of an entry: 8, 6, 4, or several separated by commas."""
     residual_seed: int = 0
     """Seed of the code's signs."""
+    residual_noise: float = 0.0
+    """Noise that superposition codes leave room for, in root mean squares of their entries, as --noise."""
     prior: str = "none,lm"
     """What the code reader expects of the next token, several separated by commas: none; lm = the frozen LM; semantic = the LM that has
     read the semantic vector through the prefix adapter; previous = the LM that has read the sentence before."""

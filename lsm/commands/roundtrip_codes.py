@@ -56,7 +56,7 @@ class CodeRows:
                     started = time.perf_counter()
                     reading = reader.read(codes, ladder, prior, noise=board.noise)
                     read = CodeRead("superposition", recipe.dims, recipe.bits, reading.certified_B, codes.bytes_B, encode_seconds)
-                    row = f"code k={recipe.dims} int{recipe.bits}, prior {name}, {label}"
+                    row = f"{_named(recipe)}, prior {name}, {label}"
                     board.add(row, reading.texts, seconds=time.perf_counter() - started, code=read)
 
     def ways(self) -> list[tuple[str, Callable[[Sequence[str]], list[str]]]]:
@@ -72,7 +72,7 @@ class CodeRows:
                     def way(texts: Sequence[str], it=reader, ladder=ladder, prior=prior) -> list[str]:
                         return it.read(it.encoder.encode(texts), ladder, prior).texts
 
-                    found.append((f"code k={recipe.dims} int{recipe.bits}, prior {name}", way))
+                    found.append((f"{_named(recipe)}, prior {name}", way))
         return found
 
 
@@ -101,7 +101,9 @@ def plan(options: Options, source: DecoderSource, previous: Sequence[str], z_ND:
         else:
             assert lm is not None
             priors.append((name, LMPrior(lm) if name == "lm" else previous_prior(lm, previous)))
-    recipe = CodeRecipe(lm=options.lm or (prefix.lm.name if prefix else DEFAULT_LM), seed=options.residual_seed)
+    recipe = CodeRecipe(
+        lm=options.lm or (prefix.lm.name if prefix else DEFAULT_LM), seed=options.residual_seed, noise=options.residual_noise
+    )
     every_bits = whole_numbers(options.residual_bits, "--residual-bits")
     sizes = [(dims, bits) for dims in whole_numbers(options.residual_dims, "--residual-dims") for bits in every_bits]
     recipes = [dataclasses.replace(recipe, dims=dims, bits=bits) for dims, bits in sizes]
@@ -111,6 +113,10 @@ def plan(options: Options, source: DecoderSource, previous: Sequence[str], z_ND:
             if used is not None:
                 Alphabet(used.tokens).require(encoder.spec)
     return CodeRows(recipes, priors, options.retry, str(source.device))
+
+
+def _named(recipe: CodeRecipe) -> str:
+    return f"code k={recipe.dims} int{recipe.bits}" + (f" made for noise {recipe.noise:g}" if recipe.noise else "")
 
 
 def ladders(prior: Prior | None, *, retry: bool) -> list[tuple[str, Sequence[Rung]]]:

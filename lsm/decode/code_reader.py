@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from lsm.codes.alphabet import checksum
-from lsm.codes.spec import margin
 from lsm.codes.superposition import IN_BYTES, SALTS, Codes, SuperpositionEncoder
 from lsm.decode.code_prior import Prior
 from lsm.decode.code_search import Rung, Search, Signs
 
 ROWS_AT_ONCE = 64
 """Hypotheses read side by side: their logits are [64, V]."""
+_DEVIATIONS = 6.0
+"""Standard deviations by which the distance between a noisy code and its text's may exceed what is expected."""
 DRAFT_MARGIN = 30.0
 """Nats a token from which a code's text is drafted without the prior: below it too few drafts would be right."""
 
@@ -62,7 +63,8 @@ class CodeReader:
 
         Args:
             noise: standard deviation of noise that the entries are known to carry beside the quantiser's, relative to their
-                root mean square. (A code with noise in it is never certified: it is not the text's.)
+                root mean square. Codes are then certified by checksum, header and a distance that the noise explains: one wrong text
+                in 2³² of those that are tried has the checksum.
 
         A decoder's budget is fixed by the codes: T steps of at most `beam` hypotheses a text and rung.
 
@@ -75,7 +77,7 @@ class CodeReader:
         certified_B, rung_B = np.zeros(len(codes), bool), np.zeros(len(codes), np.int64)
         log_probability_B = np.full(len(codes), np.nan)
         for b in np.flatnonzero(codes.n_tokens_B == 0):
-            _, certified_B[b], log_probability_B[b] = self._judged(codes, int(b), [([], 0.0)], prior is not None)
+            _, certified_B[b], log_probability_B[b] = self._judged(codes, int(b), [([], 0.0)], prior is not None, noise)
         for number, rung in enumerate(ladder):
             open_B = np.flatnonzero(~certified_B)
             settled: dict[int, Found] = {}
@@ -111,20 +113,13 @@ class CodeReader:
         in_bytes = bool(some.variant_B[0] & IN_BYTES)
         session = prior.begin(batch) if prior is not None and rung.prior and not in_bytes else None
         found = Search(self._signs, some, rung, session, noise).run()
-        return {int(b): self._judged(some, n, found[n], session is not None) for n, b in enumerate(batch)}
+        return {int(b): self._judged(some, n, found[n], session is not None, noise) for n, b in enumerate(batch)}
 
     def _worth_drafting(self, codes: Codes, open_B: np.ndarray) -> np.ndarray:
         """Texts in tokens whose codes stand far enough off their noise to be read without a prior."""
-        spec = codes.spec
         most_B = -(-codes.n_tokens_B.astype(np.int64) // np.maximum(codes.n_codes_B, 1))
-        return np.array(
-            [
-                b
-                for b in open_B
-                if most_B[b] and not codes.variant_B[b] & IN_BYTES and margin(spec.dims, spec.bits, int(most_B[b])) >= DRAFT_MARGIN
-            ],
-            dtype=np.int64,
-        )
+        margin_B = np.array([codes.spec.margin(max(1, n)) for n in most_B.tolist()])
+        return open_B[((codes.variant_B & IN_BYTES == 0) & (margin_B >= DRAFT_MARGIN))[open_B]]
 
     def _agreed(self, codes: Codes, batch: np.ndarray, rung: Rung, prior: Prior, noise: float) -> dict[int, Found]:
         """What comes back from those texts of `batch` in which the prior changes no token of what is read without it.
@@ -135,17 +130,24 @@ class CodeReader:
         drafts = [hypotheses[0][0] for hypotheses in Search(self._signs, some, PLAIN[0], None, noise).run()]
         session = prior.begin(batch, drafts)
         found = Search(self._signs, some, rung, session, noise).run()
-        return {int(b): self._judged(some, n, found[n], True) for n, b in enumerate(batch) if found[n][0][0] == drafts[n]}
+        return {int(b): self._judged(some, n, found[n], True, noise) for n, b in enumerate(batch) if found[n][0][0] == drafts[n]}
 
-    def _judged(self, some: Codes, b: int, hypotheses: list[tuple[list[int], float]], has_prior: bool) -> Found:
+    def _judged(self, some: Codes, b: int, hypotheses: list[tuple[list[int], float]], has_prior: bool, noise: float) -> Found:
         """The first hypothesis that is certified, else the first."""
         texts = [self.encoder.alphabet.text(symbols) for symbols, _ in hypotheses]
         for text, (_, log_probability) in zip(texts, hypotheses, strict=True):
-            if checksum(text) == some.checksum_B[b] and self.certifies(some.select([b]), text):
+            if checksum(text) == some.checksum_B[b] and self.certifies(some.select([b]), text, noise):
                 return text, True, log_probability if has_prior else float("nan")
         return texts[0], False, hypotheses[0][1] if has_prior else float("nan")
 
-    def certifies(self, code: Codes, text: str) -> bool:
-        """Whether `text`, encoded again in the way of `code` (one text's), gives the same code, header and checksum."""
+    def certifies(self, code: Codes, text: str, noise: float = 0.0) -> bool:
+        """Whether `text`, encoded again in the way of `code` (one text's), gives the same code, header and checksum; with `noise`, a code
+        as near as the noise explains."""
         again = self.encoder.encode([text], salts=[int(code.variant_B[0]) & (SALTS - 1)], n_codes=[int(code.n_codes_B[0])])
-        return bool(code.same_as(again)[0])
+        if noise == 0:
+            return bool(code.same_as(again)[0])
+        if not dataclasses.replace(code, q_CK=again.q_CK).same_as(again)[0]:
+            return False
+        clean_CK, off_CK = again.q_CK.astype(np.float64), code.q_CK.astype(np.float64) - again.q_CK
+        expected = noise**2 * np.mean(clean_CK**2) + 1 / 12  # rounding back to the levels
+        return bool(np.mean(off_CK**2) <= expected * (1 + _DEVIATIONS * np.sqrt(2 / off_CK.size)))

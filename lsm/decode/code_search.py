@@ -84,7 +84,7 @@ class Search:
                 if end == begin:
                     continue
                 code = int(codes.first_B[b]) + number
-                amplitude = torch.from_numpy(amplitudes(end - begin, codes.spec.bits).astype(np.float64)) * unit
+                amplitude = torch.from_numpy(amplitudes(end - begin, codes.spec.fall_half_bits).astype(np.float64)) * unit
                 after = amplitude.square().flip(0).cumsum(0).flip(0) - amplitude.square()
                 self.amplitude_BT[b, begin:end] = amplitude.float()
                 step = float(codes.step_C[code]) * unit

@@ -15,7 +15,7 @@ from lsm.assets import resolve
 from lsm.codes import quantise
 from lsm.codes.alphabet import Alphabet, checksum
 from lsm.codes.signs import position_signs, token_signs
-from lsm.codes.spec import FALL_HALF_BITS, CodeSpec, amplitudes, margin
+from lsm.codes.spec import CodeSpec, amplitudes, margin
 from lsm.codes.storage import from_arrays, to_arrays
 from lsm.codes.superposition import IN_BYTES, Codes, SuperpositionEncoder, pieces
 from lsm.errors import UserError
@@ -41,7 +41,7 @@ def slow_code(symbols: list[int], first: int, spec: CodeSpec, salt: int) -> tupl
     """Entries and step of one code of `symbols`, which stand at positions first, first + 1 … of their text."""
     n, sums = len(symbols), [0] * spec.dims
     for t, symbol in enumerate(symbols):
-        numerator = 2 * n * 14 - FALL_HALF_BITS[spec.bits] * t
+        numerator = 2 * n * 14 - spec.fall_half_bits * t
         amplitude = int(2 ** (numerator / (2 * n)))
         while amplitude ** (2 * n) > 2**numerator:
             amplitude -= 1
@@ -54,14 +54,16 @@ def slow_code(symbols: list[int], first: int, spec: CodeSpec, salt: int) -> tupl
     return [int(math.copysign(min((2 * abs(s) + step) // (2 * step), top), s)) for s in sums], step
 
 
-def make(dims: int = 64, bits: int = 8, seed: int = 0) -> SuperpositionEncoder:
+def make(dims: int = 64, bits: int = 8, seed: int = 0, noise: float = 0.0) -> SuperpositionEncoder:
     alphabet = Alphabet(ByteTokens())
-    return SuperpositionEncoder(alphabet.spec(dims=dims, bits=bits, seed=seed), alphabet)
+    return SuperpositionEncoder(alphabet.spec(dims=dims, bits=bits, seed=seed, noise=noise), alphabet)
 
 
-@pytest.mark.parametrize(("dims", "bits", "seed", "salt"), [(64, 8, 0, 0), (96, 6, 7, 1), (72, 4, 2**62, 127)])
-def test_bytes_are_those_of_the_specification(dims: int, bits: int, seed: int, salt: int) -> None:
-    encoder, text = make(dims, bits, seed), "It was the best of times."
+@pytest.mark.parametrize(
+    ("dims", "bits", "seed", "salt", "noise"), [(64, 8, 0, 0, 0), (96, 6, 7, 1, 0), (72, 4, 2**62, 127, 0), (64, 8, 0, 0, 0.1)]
+)
+def test_bytes_are_those_of_the_specification(dims: int, bits: int, seed: int, salt: int, noise: float) -> None:
+    encoder, text = make(dims, bits, seed, noise), "It was the best of times."
     codes = encoder.encode([text], salts=[salt], n_codes=[2])
     symbols = list(text.encode())
     for number, (begin, end) in enumerate(pieces(len(symbols), 2)):
@@ -75,7 +77,7 @@ def test_test_vectors_hold_for_ever() -> None:
     codes = make(dims=16, seed=3).encode(["Hi!", ""])
     assert codes.q_CK.tolist() == [FIRST, [0] * 16] and codes.step_C.tolist() == [STEP, 1]
     assert codes.checksum_B.tolist() == [checksum("Hi!"), checksum("")] and codes.n_tokens_B.tolist() == [3, 0]
-    assert amplitudes(5, 8).tolist() == [16384, 5792, 2048, 724, 256]
+    assert amplitudes(5, 15).tolist() == [16384, 5792, 2048, 724, 256]
 
 
 FIRST = [90, 83, -90, 90, -83, -120, 90, -127, 83, -127, -120, 83, -83, 90, 83, -127]
@@ -94,11 +96,11 @@ def test_a_code_is_a_function_of_its_text_alone(texts: list[str], salt: int) -> 
     assert from_arrays(encoder.spec, to_arrays(together)).same_as(together).all()
 
 
-@given(st.integers(1, 200), st.sampled_from([4, 6, 8]))
+@given(st.integers(1, 200), st.integers(1, 15))
 @settings(deadline=None, max_examples=30)
-def test_amplitudes_are_floors_of_powers_of_two(n_tokens: int, bits: int) -> None:
-    for t, amplitude in enumerate(amplitudes(n_tokens, bits).tolist()):
-        exponent = 14 - FALL_HALF_BITS[bits] * t / (2 * n_tokens)
+def test_amplitudes_are_floors_of_powers_of_two(n_tokens: int, fall: int) -> None:
+    for t, amplitude in enumerate(amplitudes(n_tokens, fall).tolist()):
+        exponent = 14 - fall * t / (2 * n_tokens)
         assert amplitude - 1e-6 * amplitude <= 2**exponent < (amplitude + 1) * (1 + 1e-9)
 
 
@@ -148,15 +150,24 @@ def test_what_the_tokenizer_loses_is_coded_in_bytes() -> None:
 def test_margin_bounds_the_tokens_of_a_code() -> None:
     spec = make(dims=256).spec
     n = spec.tokens_per_code
-    assert margin(256, 8, n) >= 22 > margin(256, 8, n + 1)
+    assert margin(256, 15, n) >= 22 > margin(256, 15, n + 1)
     codes = make(dims=256).encode(["x" * n, "x" * (n + 1)])
     assert codes.n_codes_B.tolist() == [1, 2] and codes.bytes_B.tolist() == [9 + 258, 9 + 2 * 258]
+
+
+def test_room_for_noise_is_a_shorter_fall() -> None:
+    assert [make(noise=sigma).spec.fall_half_bits for sigma in (0, 1e-4, 0.01, 0.03, 0.1, 0.3, 1)] == [15, 15, 13, 10, 6, 3, 1]
+    spec = make(noise=0.1).spec
+    assert spec != make().spec and spec.fingerprint != make().spec.fingerprint and spec.tokens_per_code < make().spec.tokens_per_code
+    assert CodeSpec.from_dict(spec.as_dict(), origin="x") == spec
+    with pytest.raises(UserError, match="--residual-noise 2"):
+        make(noise=2)
 
 
 def test_specs_are_compared_and_refused() -> None:
     spec = make().spec
     assert CodeSpec.from_dict(spec.as_dict() | {"tokenizer": "stub"}, origin="x") == spec
-    with pytest.raises(UserError, match=r"manifest.*fall_half_bits 12 there"):
+    with pytest.raises(UserError, match=r"manifest.*tokens_per_code \d+ there"):
         CodeSpec.from_dict(spec.as_dict() | {"fall_half_bits": 12}, origin="manifest")
     with pytest.raises(UserError, match="manifest does not describe"):
         CodeSpec.from_dict({"kind": "learned"}, origin="manifest")

@@ -13,6 +13,7 @@ import torch
 
 from lsm.codes.alphabet import Alphabet
 from lsm.codes.superposition import SALTS, Codes, SuperpositionEncoder
+from lsm.commands.roundtrip_codes import noisy
 from lsm.corpus.reader import Corpus
 from lsm.decode.code_prior import LMPrior, previous_prior
 from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader
@@ -33,9 +34,9 @@ def lm() -> FrozenLM:
     return FrozenLM.load("stub")
 
 
-def reader(lm: FrozenLM, dims: int = 256, seed: int = 0) -> CodeReader:
+def reader(lm: FrozenLM, dims: int = 256, seed: int = 0, noise: float = 0.0) -> CodeReader:
     alphabet = Alphabet(lm.tokens)
-    return CodeReader(SuperpositionEncoder(alphabet.spec(dims=dims, seed=seed), alphabet))
+    return CodeReader(SuperpositionEncoder(alphabet.spec(dims=dims, seed=seed, noise=noise), alphabet))
 
 
 @pytest.mark.parametrize("ladder", [PLAIN, GREEDY, (Rung(4, prior=True),), LADDER])
@@ -122,12 +123,23 @@ def test_noise_is_survived_as_far_as_it_goes(lm: FrozenLM) -> None:
     clean = it.encoder.encode(texts)
     share = []
     for sigma in (0.002, 0.1, 1.0):
-        generator = np.random.default_rng(0)
-        spread = sigma * np.sqrt((clean.q_CK.astype(float) ** 2).mean(1, keepdims=True))
-        q_CK = np.clip(np.rint(clean.q_CK + spread * generator.standard_normal(clean.q_CK.shape)), -127, 127).astype(np.int8)
-        reading = it.read(dataclasses.replace(clean, q_CK=q_CK), PLAIN, noise=sigma)
+        reading = it.read(noisy(clean, sigma, 0), PLAIN, noise=sigma)
         share.append(np.mean([one == other for one, other in zip(reading.texts, texts, strict=True)]))
     assert share[0] == 1 and share[0] >= share[1] >= share[2] and share[2] < 0.5
+
+
+def test_a_code_made_for_noise_is_read_and_certified_where_another_is_not(lm: FrozenLM) -> None:
+    texts = [f"Row {n} was read at {n * n * 7919}." for n in range(30)]
+    certified, exact = [], []
+    for made_for in (0.0, 0.1):
+        it = reader(lm, dims=256, noise=made_for)
+        reading = it.read(noisy(it.encoder.encode(texts), 0.1, 0), PLAIN, noise=0.1)
+        exact.append([one == other for one, other in zip(reading.texts, texts, strict=True)])
+        certified.append(reading.certified_B.tolist())
+    assert certified == exact and np.mean(exact[0]) < 0.5 and np.mean(exact[1]) > 0.9
+    it = reader(lm, dims=256, noise=0.1)
+    louder = noisy(it.encoder.encode(texts), 0.2, 0)
+    assert not it.read(louder, PLAIN, noise=0.1).certified_B.any(), "more noise than there should be is no certificate"
 
 
 def test_a_prior_that_has_read_what_stands_before_goes_in_groups(lm: FrozenLM) -> None:
