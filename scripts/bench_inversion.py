@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, nargs="+", default=[8, 32, 128, 512])
     parser.add_argument("--exclude", type=Path, help="JSON {file: {id: share}}: documents that overlap training text, left out")
     parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--short", type=int, default=90, help="characters of the shorter sentences, which get a row of their own too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -98,6 +99,7 @@ def main() -> None:
                     limits = [calls] if not search or calls < largest else [n for n in options.calls if n not in small]
                     results["rows"][rows:] = [
                         {"decoder": name, "limit": n if used else 0, **judge.row(trails, n)}
+                        | {"short": judge.row(trails, n, longest=options.short)}
                         | ({"seconds": seconds / len(trails)} if n == calls else {})  # smaller budgets had no run of their own
                         for n in limits
                     ]
@@ -141,10 +143,13 @@ class Judge:
         self.texts, self.encoders = texts, {"cosine": own, "cosine_independent": independent}
         self.z = {name: unit(encode(texts)) for name, encode in self.encoders.items()}
 
-    def row(self, trails: Sequence[Trail], limit: int) -> dict[str, Any]:
-        """Means; BLEU and BLEU-1 (with brevity penalty) of the corpus."""
-        entries = [within(trail, limit) for trail in trails]
-        written, wanted = [text for _, text in entries], self.texts[: len(entries)]
+    def row(self, trails: Sequence[Trail], limit: int, *, longest: int = LONGEST) -> dict[str, Any]:
+        """Means over the sentences of at most `longest` characters; BLEU and BLEU-1 (with brevity penalty) of them all together."""
+        places = [n for n, text in enumerate(self.texts[: len(trails)]) if len(text) <= longest]
+        if not places:
+            return {"n": 0}
+        entries = [within(trails[n], limit) for n in places]
+        written, wanted = [text for _, text in entries], [self.texts[n] for n in places]
         scores = text_metrics.score_texts(written, wanted)
         counts_M = scores.bleu_counts_NM.sum(0)
         brevity = min(1.0, float(np.exp(1 - counts_M[-1] / max(1.0, counts_M[-2]))))
@@ -160,7 +165,7 @@ class Judge:
             "length_ratio": float(counts_M[-2] / counts_M[-1]),
         }
         for name, encode in self.encoders.items():
-            row[name] = float(cosines(encode_written(encode, written), self.z[name][: len(entries)]).mean())
+            row[name] = float(cosines(encode_written(encode, written), self.z[name][places]).mean())
         return row
 
 

@@ -6,7 +6,9 @@ Letters: B texts, A rows being read (several hypotheses of a text, finished text
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -82,14 +84,25 @@ class LMPrior:
 
     def begin(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]] | None = None) -> Session:
         lift: Bias | None = None
+        cache: Any = None
         if self._prefix is not None:
             inputs_APH, lift = self._prefix(texts_A)
+        elif self._contexts is None:
+            inputs_APH = self.lm.embed(torch.tensor(self._start[-1:], device=self.device)).expand(len(texts_A), 1, -1)
+            cache = copy.deepcopy(self._read_start)
+            cache.batch_repeat_interleave(len(texts_A))
         else:
             ids_AT = torch.tensor([self._context(text) for text in texts_A.tolist()], dtype=torch.int64, device=self.device)
             inputs_APH = self.lm.embed(ids_AT)
         if drafts is None:
-            return _LMSession(self.lm, inputs_APH, self._special, lift)
-        return _DraftSession(self.lm, inputs_APH, self._special, lift, drafts)
+            return _LMSession(self.lm, inputs_APH, cache, self._special, lift)
+        return _DraftSession(self.lm, inputs_APH, cache, self._special, lift, drafts)
+
+    @cached_property
+    @torch.inference_mode()
+    def _read_start(self) -> Any:
+        """The cache of all of `START` but its last token, one row."""
+        return self.lm.read(self.lm.embed(torch.tensor([self._start[:-1]], device=self.device)))[1]
 
     def _context(self, text: int) -> Sequence[int]:
         return (self._contexts[text] if self._contexts is not None else None) or self._start
@@ -98,9 +111,8 @@ class LMPrior:
 class _LMSession:
     """Reads token by token, with a cache."""
 
-    def __init__(self, lm: FrozenLM, inputs_APH: Tensor, special: Tensor, lift: Bias | None) -> None:
-        self.lm, self._inputs, self._special, self._lift = lm, inputs_APH, special, lift
-        self._cache: Any = None
+    def __init__(self, lm: FrozenLM, inputs_APH: Tensor, cache: Any, special: Tensor, lift: Bias | None) -> None:
+        self.lm, self._inputs, self._cache, self._special, self._lift = lm, inputs_APH, cache, special, lift
         self._origin_A = torch.arange(len(inputs_APH), device=lm.device)
         self._spoken_AH = torch.zeros(len(inputs_APH), lm.width, device=lm.device)
         self._n_tokens = 0
@@ -134,11 +146,13 @@ class _DraftSession(_LMSession):
     """Has read whole drafts in one pass; each step looks up its place in it."""
 
     @torch.inference_mode()
-    def __init__(self, lm: FrozenLM, inputs_APH: Tensor, special: Tensor, lift: Bias | None, drafts: Sequence[Sequence[int]]) -> None:
-        super().__init__(lm, inputs_APH, special, lift)
+    def __init__(
+        self, lm: FrozenLM, inputs_APH: Tensor, cache: Any, special: Tensor, lift: Bias | None, drafts: Sequence[Sequence[int]]
+    ) -> None:
+        super().__init__(lm, inputs_APH, None, special, lift)
         ids_AT = pad_ids(drafts, lm.tokens.end_id)[0].to(lm.device)
         whole = torch.cat([inputs_APH.to(lm.dtype), lm.embed(ids_AT[:, :-1])], dim=1)
-        self._hidden_ATH = lm.final_hidden(whole)[:, inputs_APH.shape[1] - 1 :]
+        self._hidden_ATH = lm.final_hidden(whole, cache)[:, inputs_APH.shape[1] - 1 :]
 
     def _hidden(self) -> Tensor:
         return self._hidden_ATH[self._origin_A, self._n_tokens]

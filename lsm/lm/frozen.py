@@ -126,9 +126,14 @@ class FrozenLM:
         logsumexp_N, mean_NH = frozen_mean(lift_NH, self.head_VH, offset_V)
         return logsumexp_N, mean_NH * self._input_scale
 
-    def final_hidden(self, inputs_BTH: Tensor) -> Tensor:
-        """Hidden states [B, T, H] that the output layer reads. No mask: padding stands on the right, where no real token sees it."""
-        return self._body(inputs_embeds=inputs_BTH.to(self.dtype), use_cache=False).last_hidden_state
+    def final_hidden(self, inputs_BTH: Tensor, cache: Any = None) -> Tensor:
+        """Hidden states [B, T, H] that the output layer reads. No mask: padding stands on the right, where no real token sees it.
+
+        Args:
+            cache: of what was read before the inputs; it grows.
+        """
+        output = self._body(inputs_embeds=inputs_BTH.to(self.dtype), past_key_values=cache, use_cache=cache is not None)
+        return output.last_hidden_state
 
     def prefix_loss(self, prefix_BPH: Tensor, ids_BT: Tensor, mask_BT: Tensor, bias: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of each row's tokens, from the first to the end token, after a soft prefix.
