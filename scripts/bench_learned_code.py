@@ -20,6 +20,7 @@ import tyro
 from bench_codes import draw
 
 from lsm.bench import text_metrics
+from lsm.bench.byte_references import lm_bits
 from lsm.bench.parts import finished
 from lsm.bench.roundtrip import add_noise, cosines, encode_written
 from lsm.decode.learned_code import LearnedCode
@@ -29,6 +30,7 @@ from lsm.encode.encoder import SentenceEncoder, load_encoder
 from lsm.errors import UserError
 from lsm.files import atomic_write, read_json, write_json
 from lsm.lm.frozen import FrozenLM
+from lsm.lm.lora import lora_off
 from lsm.progress import say
 from lsm.provenance import report
 from lsm.report.plots import Panel, plot_curves
@@ -142,7 +144,8 @@ def noise(bench: Bench) -> Any:
 
 
 def paths(bench: Bench) -> Any:
-    """Straight lines between the codes (and vectors) of two sentences: each point decoded, and its cosine to either end."""
+    """Straight lines between the codes (and vectors) of two sentences: each point decoded, its cosine to either end, and what the LM by
+    itself thinks of it (nats a token: whether it is a sentence at all)."""
     rng = np.random.default_rng(bench.options.seed)
     texts = bench.all()
     found = []
@@ -154,8 +157,14 @@ def paths(bench: Bench) -> Any:
         written = bench.codec.decode(between_Sk, between_SD).texts
         z_SD, own_2D = encode_written(bench.z_independent, written), bench.z_independent(ends)
         to = [cosines(z_SD, np.repeat(own_2D[n : n + 1], STEPS, axis=0)).round(3).tolist() for n in (0, 1)]
-        found.append({"ends": ends, "written": written, "cosine_to_first": to[0], "cosine_to_last": to[1]})
-    mean = {key: np.mean([row[key] for row in found], axis=0).round(3).tolist() for key in ("cosine_to_first", "cosine_to_last")}
+        lm, tokens = bench.codec.lm, bench.codec.lm.tokens.encode(written)
+        with lora_off(lm):
+            nats_S = lm_bits(lm, written) * np.log(2) / np.array([1 + len(ids) for ids in tokens])
+        found.append(
+            {"ends": ends, "written": written, "cosine_to_first": to[0], "cosine_to_last": to[1], "nats_per_token": nats_S.tolist()}
+        )
+    measured = ("cosine_to_first", "cosine_to_last", "nats_per_token")
+    mean = {key: np.mean([row[key] for row in found], axis=0).round(3).tolist() for key in measured}
     say(f"  {mean}")
     return {"paths": found, "mean": mean}
 
