@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lsm.decode.adapter import spoken_before
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.generation import Bias
 from lsm.lm.tokens import pad_ids
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 START = "A sentence from a text:\n"
 """What the LM reads before a text about which nothing else is known."""
+_TOKENS_AT_ONCE = 512
+"""Places of drafts whose logits are held at once: [512, V]."""
 
 
 class Session(Protocol):
@@ -39,19 +42,27 @@ class Session(Protocol):
         ...
 
 
+class Weighed(NamedTuple):
+    """Of every token of some drafts, in float64; padding holds zeros."""
+
+    drafted_AT: np.ndarray
+    """log p of the draft's token after those before it."""
+    best_AT: np.ndarray
+    """log p of the most probable token there."""
+
+
 class Prior(Protocol):
     """Opens sessions over texts by their numbers."""
 
     name: str
     device: torch.device
 
-    def begin(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]] | None = None) -> Session:
-        """A session over texts of one `group`.
+    def begin(self, texts_A: np.ndarray) -> Session:
+        """A session over texts of one `group`."""
+        ...
 
-        Args:
-            drafts: tokens of each text that are believed to be read. The session looks at them all at once, and is right about a row
-                for as long as the row reads what its draft says.
-        """
+    def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> Weighed:
+        """What sessions over texts of one group would say of whole drafts, one for each text, in one pass."""
         ...
 
     def group(self, text: int) -> int:
@@ -82,21 +93,48 @@ class LMPrior:
     def group(self, text: int) -> int:
         return len(self._context(text))
 
-    def begin(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]] | None = None) -> Session:
-        lift: Bias | None = None
-        cache: Any = None
+    def begin(self, texts_A: np.ndarray) -> Session:
+        return _LMSession(self.lm, *self._opening(texts_A), self._special)
+
+    @torch.inference_mode()
+    def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> Weighed:
+        inputs_APH, cache, lift = self._opening(texts_A)
+        ids_AT, mask_AT = (x.to(self.device) for x in pad_ids(drafts, self.lm.tokens.end_id))
+        embedded_ATH = self.lm.embed(ids_AT)
+        whole = torch.cat([inputs_APH.to(self.lm.dtype), embedded_ATH[:, :-1]], dim=1)
+        hidden_ATH = self.lm.final_hidden(whole, cache)[:, inputs_APH.shape[1] - 1 :]
+        if lift is not None:
+            spoken_ATH = spoken_before(embedded_ATH)
+            rows_A = torch.arange(len(ids_AT), device=self.device)
+            lifted = [lift(spoken_ATH[:, t], t, rows_A) for t in range(ids_AT.shape[1])]
+            if some := [bias_AH for bias_AH in lifted if bias_AH is not None]:
+                hidden_ATH = hidden_ATH.float() + torch.stack(some, dim=1)
+        hidden_NH, ids_N = hidden_ATH[mask_AT], ids_AT[mask_AT]
+        drafted_N, best_N = (np.zeros(len(ids_N)) for _ in range(2))
+        for start in range(0, len(ids_N), _TOKENS_AT_ONCE):
+            some = slice(start, start + _TOKENS_AT_ONCE)
+            logits_NV = self.lm.logits(hidden_NH[some].to(self.lm.dtype))
+            logits_NV[:, self._special] = -torch.inf
+            all_N = logits_NV.logsumexp(-1)
+            drafted_N[some] = (logits_NV.gather(1, ids_N[some, None])[:, 0] - all_N).cpu().numpy()
+            best_N[some] = (logits_NV.amax(-1) - all_N).cpu().numpy()
+        inside_AT = mask_AT.cpu().numpy()
+        weighed = Weighed(np.zeros(inside_AT.shape), np.zeros(inside_AT.shape))
+        weighed.drafted_AT[inside_AT], weighed.best_AT[inside_AT] = drafted_N, best_N
+        return weighed
+
+    def _opening(self, texts_A: np.ndarray) -> tuple[Tensor, Any, Bias | None]:
+        """What is read before each text: inputs [A, P, H], the cache of what stands before them, and the lift of the output."""
         if self._prefix is not None:
             inputs_APH, lift = self._prefix(texts_A)
-        elif self._contexts is None:
-            inputs_APH = self.lm.embed(torch.tensor(self._start[-1:], device=self.device)).expand(len(texts_A), 1, -1)
-            cache = copy.deepcopy(self._read_start)
-            cache.batch_repeat_interleave(len(texts_A))
-        else:
-            ids_AT = torch.tensor([self._context(text) for text in texts_A.tolist()], dtype=torch.int64, device=self.device)
-            inputs_APH = self.lm.embed(ids_AT)
-        if drafts is None:
-            return _LMSession(self.lm, inputs_APH, cache, self._special, lift)
-        return _DraftSession(self.lm, inputs_APH, cache, self._special, lift, drafts)
+            return inputs_APH, None, lift
+        if self._contexts is not None:
+            ids_AP = torch.tensor([self._context(text) for text in texts_A.tolist()], dtype=torch.int64, device=self.device)
+            return self.lm.embed(ids_AP), None, None
+        cache = copy.deepcopy(self._read_start)
+        cache.batch_repeat_interleave(len(texts_A))
+        last = torch.tensor(self._start[-1:], device=self.device)
+        return self.lm.embed(last).expand(len(texts_A), 1, -1), cache, None
 
     @cached_property
     @torch.inference_mode()
@@ -109,10 +147,10 @@ class LMPrior:
 
 
 class _LMSession:
-    """Reads token by token, with a cache."""
+    """Reads token by token."""
 
-    def __init__(self, lm: FrozenLM, inputs_APH: Tensor, cache: Any, special: Tensor, lift: Bias | None) -> None:
-        self.lm, self._inputs, self._cache, self._special, self._lift = lm, inputs_APH, cache, special, lift
+    def __init__(self, lm: FrozenLM, inputs_APH: Tensor, cache: Any, lift: Bias | None, special: Tensor) -> None:
+        self.lm, self._inputs, self._cache, self._lift, self._special = lm, inputs_APH, cache, lift, special
         self._origin_A = torch.arange(len(inputs_APH), device=lm.device)
         self._spoken_AH = torch.zeros(len(inputs_APH), lm.width, device=lm.device)
         self._n_tokens = 0
@@ -122,40 +160,15 @@ class _LMSession:
         if rows_A is not None:
             assert symbols_A is not None
             if len(rows_A) != len(self._origin_A) or not torch.equal(rows_A, torch.arange(len(rows_A), device=rows_A.device)):
-                self._select(rows_A)
+                self._cache.batch_select_indices(rows_A)
+                self._origin_A, self._spoken_AH = self._origin_A[rows_A], self._spoken_AH[rows_A]
             self._inputs = self.lm.embed(symbols_A[:, None])
             self._spoken_AH = self._spoken_AH + self._inputs[:, 0].float()
             self._n_tokens += 1
         bias_AH = self._lift(self._spoken_AH, self._n_tokens, self._origin_A) if self._lift is not None else None
-        logits_AV = self.lm.logits(self._hidden(), bias_AH)
+        logits_AV, self._cache = self.lm.step(self._inputs, self._cache, bias_AH)
         logits_AV[:, self._special] = -torch.inf
         return logits_AV.log_softmax(-1)
-
-    def _select(self, rows_A: Tensor) -> None:
-        if self._cache is not None:
-            self._cache.batch_select_indices(rows_A)
-        self._origin_A, self._spoken_AH = self._origin_A[rows_A], self._spoken_AH[rows_A]
-
-    def _hidden(self) -> Tensor:
-        """What the output layer reads of each row's next token [A, H]."""
-        hidden_AH, self._cache = self.lm.read(self._inputs, self._cache)
-        return hidden_AH
-
-
-class _DraftSession(_LMSession):
-    """Has read whole drafts in one pass; each step looks up its place in it."""
-
-    @torch.inference_mode()
-    def __init__(
-        self, lm: FrozenLM, inputs_APH: Tensor, cache: Any, special: Tensor, lift: Bias | None, drafts: Sequence[Sequence[int]]
-    ) -> None:
-        super().__init__(lm, inputs_APH, None, special, lift)
-        ids_AT = pad_ids(drafts, lm.tokens.end_id)[0].to(lm.device)
-        whole = torch.cat([inputs_APH.to(lm.dtype), lm.embed(ids_AT[:, :-1])], dim=1)
-        self._hidden_ATH = lm.final_hidden(whole, cache)[:, inputs_APH.shape[1] - 1 :]
-
-    def _hidden(self) -> Tensor:
-        return self._hidden_ATH[self._origin_A, self._n_tokens]
 
 
 def semantic_prior(decoder: PrefixDecoder, z_BD: np.ndarray) -> LMPrior:

@@ -5,7 +5,7 @@ Letters: B texts, T tokens, V symbols that may come next, k entries of a code.
 A code is the sum of signed token codes with falling amplitude plus the error of its quantiser (docs/codes.md). A ladder of searches reads
 it. The first search that asks an LM does so of whole drafts, read without the LM: where the LM would have read the same, one pass over all
 tokens tells so, at the cost of a training pass and not of T small steps (speculative decoding, Leviathan et al. 2023, with the code as the
-draft model).
+draft model), and nothing of the code is looked at twice.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ ROWS_AT_ONCE = 64
 """Hypotheses read side by side: their logits are [64, V]."""
 _DEVIATIONS = 6.0
 """Standard deviations by which the distance between a noisy code and its text's may exceed what is expected."""
+_ROUNDING = 0.01
+"""Nats that a draft's lead may be wrong by."""
 DRAFT_MARGIN = 30.0
 """Nats a token from which a code's text is drafted without the prior: below it too few drafts would be right."""
 
@@ -122,15 +124,18 @@ class CodeReader:
         return open_B[((codes.variant_B & IN_BYTES == 0) & (margin_B >= DRAFT_MARGIN))[open_B]]
 
     def _agreed(self, codes: Codes, batch: np.ndarray, rung: Rung, prior: Prior, noise: float) -> dict[int, Found]:
-        """What comes back from those texts of `batch` in which the prior changes no token of what is read without it.
-
-        Every token is weighed as token-by-token reading weighs it, given the same tokens before; so the text is the same.
-        """
+        """What comes back from those texts of `batch` whose every token, read without the prior, is further ahead of the next best one
+        than any token could gain on it by the prior: reading token by token would give the same."""
         some = codes.select(batch)
-        drafts = [hypotheses[0][0] for hypotheses in Search(self._signs, some, PLAIN[0], None, noise).run()]
-        session = prior.begin(batch, drafts)
-        found = Search(self._signs, some, rung, session, noise).run()
-        return {int(b): self._judged(some, n, found[n], True, noise) for n, b in enumerate(batch) if found[n][0][0] == drafts[n]}
+        search = Search(self._signs, some, PLAIN[0], None, noise)
+        drafts = [hypotheses[0][0] for hypotheses in search.run()]
+        weighed = prior.weigh(batch, drafts)
+        settled: dict[int, Found] = {}
+        for n, b in enumerate(batch.tolist()):
+            drafted_T, best_T = weighed.drafted_AT[n, : len(drafts[n])], weighed.best_AT[n, : len(drafts[n])]
+            if (np.array(search.leads[n]) > best_T - drafted_T + _ROUNDING).all():
+                settled[b] = self._judged(some, n, [(drafts[n], float(drafted_T.sum()))], True, noise)
+        return settled
 
     def _judged(self, some: Codes, b: int, hypotheses: list[tuple[list[int], float]], has_prior: bool, noise: float) -> Found:
         """The first hypothesis that is certified, else the first."""

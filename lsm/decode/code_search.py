@@ -65,6 +65,8 @@ class Search:
 
     def __init__(self, signs: Signs, codes: Codes, rung: Rung, session: Session | None, noise: float) -> None:
         self.codes, self.rung, self.session, device = codes, rung, session, signs.device
+        self.leads: list[list[float]] = [[] for _ in range(len(codes))]
+        """Of each text that was read greedily: nats by which each token was ahead of the next best one."""
         in_bytes = bool(codes.variant_B[0] & IN_BYTES)
         self.offset = signs.encoder.alphabet.size if in_bytes else 0
         self.codebook_VK = signs.of_bytes_VK if in_bytes else signs.of_tokens_VK
@@ -143,7 +145,10 @@ class Search:
     def _best(self, match_AV: Tensor, base_A: Tensor, text_A: Tensor) -> tuple[Tensor, Tensor]:
         """The next hypotheses, as (row they come from, symbol): the `beam` best of each text within `gap` of its best."""
         if self.rung.beam == 1:
-            return torch.arange(len(match_AV), device=match_AV.device), match_AV.argmax(1)
+            top_A2, symbol_A2 = match_AV.topk(2, dim=1)
+            for text, lead in zip(text_A.tolist(), (top_A2[:, 0] - top_A2[:, 1]).tolist(), strict=True):
+                self.leads[text].append(lead)
+            return torch.arange(len(match_AV), device=match_AV.device), symbol_A2[:, 0]
         top_AW, symbol_AW = match_AV.topk(min(self.rung.beam, match_AV.shape[1]), dim=1)
         score_AW = base_A[:, None] + top_AW
         parents, symbols = [], []
