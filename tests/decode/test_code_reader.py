@@ -21,6 +21,7 @@ from lsm.decode.code_search import Rung
 from lsm.decode.verified import encode_verified
 from lsm.errors import UserError
 from lsm.lm.frozen import FrozenLM
+from lsm.lm.generation import Bias
 from lsm.lm.tokens import pad_ids
 
 TEXTS = [
@@ -58,14 +59,29 @@ def test_batched_is_one_by_one(lm: FrozenLM, rung: Rung) -> None:
         assert np.isclose(together.log_probability_B[b], one.log_probability_B[0], equal_nan=True, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dims", [24, 64, 256])
-def test_drafted_is_token_by_token(lm: FrozenLM, monkeypatch: pytest.MonkeyPatch, dims: int) -> None:
+def some_prior(lm: FrozenLM, kind: str, n: int) -> LMPrior:
+    """One of each way to open."""
+    if kind == "contexts":
+        return LMPrior(lm, contexts=[[5] * (text % 3) for text in range(n)])
+    if kind == "start":
+        return LMPrior(lm)
+    mix_HH = torch.randn(lm.width, lm.width, generator=torch.Generator().manual_seed(1))
+
+    def prefix(texts_A: np.ndarray) -> tuple[torch.Tensor, Bias]:
+        inputs_APH = torch.stack([torch.randn(3, lm.width, generator=torch.Generator().manual_seed(int(text))) for text in texts_A])
+        return inputs_APH, lambda spoken_AH, n_tokens, rows_A: 0.1 * (spoken_AH @ mix_HH + inputs_APH[rows_A, 0] * n_tokens)
+
+    return LMPrior(lm, prefix=prefix)
+
+
+@pytest.mark.parametrize(("dims", "kind"), [(24, "contexts"), (64, "prefix"), (256, "contexts"), (256, "prefix"), (256, "start")])
+def test_drafted_is_token_by_token(lm: FrozenLM, monkeypatch: pytest.MonkeyPatch, dims: int, kind: str) -> None:
     it, texts = reader(lm, dims=dims), [*TEXTS, *(f"Row {n} was read at {n * n * 7919}." for n in range(40))]
     codes = it.encoder.encode(texts, n_codes=[1] * len(texts))
     found = []
     for least in (np.inf, -np.inf):
         monkeypatch.setattr("lsm.decode.code_reader.DRAFT_MARGIN", least)
-        found.append(it.read(codes, GREEDY, LMPrior(lm, contexts=[[5] * (n % 3) for n in range(len(texts))])))
+        found.append(it.read(codes, GREEDY, some_prior(lm, kind, len(texts))))
     plain, drafted = found
     assert drafted.texts == plain.texts and drafted.certified_B.tolist() == plain.certified_B.tolist()
     assert np.allclose(drafted.log_probability_B, plain.log_probability_B, rtol=1e-4, equal_nan=True)
