@@ -7,6 +7,7 @@ Letters: B texts, A rows being read (several hypotheses of a text, finished text
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
 START = "A sentence from a text:\n"
 """What the LM reads before a text about which nothing else is known."""
-_TOKENS_AT_ONCE = 512
-"""Places of drafts whose logits are held at once: [512, V]."""
+_DRAFTS_AT_ONCE = 16
 
 
 class Session(Protocol):
@@ -43,12 +43,14 @@ class Session(Protocol):
 
 
 class Weighed(NamedTuple):
-    """Of every token of some drafts, in float64; padding holds zeros."""
+    """What a prior says of one draft."""
 
-    drafted_AT: np.ndarray
-    """log p of the draft's token after those before it."""
-    best_AT: np.ndarray
+    drafted_T: np.ndarray
+    """log p of each of its tokens after those before it, float64."""
+    best_T: np.ndarray
     """log p of the most probable token there."""
+    everything: Callable[[int], Tensor]
+    """log p of all tokens [V] at place t."""
 
 
 class Prior(Protocol):
@@ -61,8 +63,8 @@ class Prior(Protocol):
         """A session over texts of one `group`."""
         ...
 
-    def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> Weighed:
-        """What sessions over texts of one group would say of whole drafts, one for each text, in one pass."""
+    def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> list[Weighed]:
+        """What sessions would say of whole drafts, one for each text, of any groups."""
         ...
 
     def group(self, text: int) -> int:
@@ -96,8 +98,18 @@ class LMPrior:
     def begin(self, texts_A: np.ndarray) -> Session:
         return _LMSession(self.lm, *self._opening(texts_A), self._special)
 
+    def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> list[Weighed]:
+        keys = [(self.group(text), len(draft), a) for a, (text, draft) in enumerate(zip(texts_A.tolist(), drafts, strict=True))]
+        weighed: dict[int, Weighed] = {}
+        for _, group in itertools.groupby(sorted(keys), key=lambda key: key[0]):
+            members = [a for _, _, a in group]
+            for start in range(0, len(members), _DRAFTS_AT_ONCE):  # of about one length: little padding is read
+                some = members[start : start + _DRAFTS_AT_ONCE]
+                weighed |= dict(zip(some, self._weigh(texts_A[some], [drafts[a] for a in some]), strict=True))
+        return [weighed[a] for a in range(len(drafts))]
+
     @torch.inference_mode()
-    def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> Weighed:
+    def _weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> list[Weighed]:
         inputs_APH, cache, lift = self._opening(texts_A)
         ids_AT, mask_AT = (x.to(self.device) for x in pad_ids(drafts, self.lm.tokens.end_id))
         embedded_ATH = self.lm.embed(ids_AT)
@@ -106,22 +118,22 @@ class LMPrior:
         if lift is not None:
             spoken_ATH = spoken_before(embedded_ATH)
             rows_A = torch.arange(len(ids_AT), device=self.device)
-            lifted = [lift(spoken_ATH[:, t], t, rows_A) for t in range(ids_AT.shape[1])]
-            if some := [bias_AH for bias_AH in lifted if bias_AH is not None]:
-                hidden_ATH = hidden_ATH.float() + torch.stack(some, dim=1)
-        hidden_NH, ids_N = hidden_ATH[mask_AT], ids_AT[mask_AT]
-        drafted_N, best_N = (np.zeros(len(ids_N)) for _ in range(2))
-        for start in range(0, len(ids_N), _TOKENS_AT_ONCE):
-            some = slice(start, start + _TOKENS_AT_ONCE)
-            logits_NV = self.lm.logits(hidden_NH[some].to(self.lm.dtype))
-            logits_NV[:, self._special] = -torch.inf
-            all_N = logits_NV.logsumexp(-1)
-            drafted_N[some] = (logits_NV.gather(1, ids_N[some, None])[:, 0] - all_N).cpu().numpy()
-            best_N[some] = (logits_NV.amax(-1) - all_N).cpu().numpy()
-        inside_AT = mask_AT.cpu().numpy()
-        weighed = Weighed(np.zeros(inside_AT.shape), np.zeros(inside_AT.shape))
-        weighed.drafted_AT[inside_AT], weighed.best_AT[inside_AT] = drafted_N, best_N
-        return weighed
+            lifts = [lift(spoken_ATH[:, t], t, rows_A) for t in range(ids_AT.shape[1])]
+            if some := [bias_AH for bias_AH in lifts if bias_AH is not None]:
+                hidden_ATH = (hidden_ATH.float() + torch.stack(some, dim=1)).to(self.lm.dtype)
+        log_NV = self._log_p(hidden_ATH[mask_AT])
+        lengths = [len(draft) for draft in drafts]
+        drafted_N = log_NV.gather(1, ids_AT[mask_AT][:, None])[:, 0].double().cpu().split(lengths)
+        best_N = log_NV.amax(-1).double().cpu().split(lengths)
+        return [
+            Weighed(drafted_N[a].numpy(), best_N[a].numpy(), lambda t, hidden_TH=hidden_ATH[a]: self._log_p(hidden_TH[t : t + 1])[0])
+            for a in range(len(drafts))
+        ]
+
+    def _log_p(self, hidden_NH: Tensor) -> Tensor:
+        logits_NV = self.lm.logits(hidden_NH)
+        logits_NV[:, self._special] = -torch.inf
+        return logits_NV - logits_NV.logsumexp(-1, keepdim=True)
 
     def _opening(self, texts_A: np.ndarray) -> tuple[Tensor, Any, Bias | None]:
         """What is read before each text: inputs [A, P, H], the cache of what stands before them, and the lift of the output."""

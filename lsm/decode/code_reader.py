@@ -21,13 +21,13 @@ from lsm.codes.superposition import IN_BYTES, SALTS, Codes, SuperpositionEncoder
 from lsm.decode.code_prior import Prior
 from lsm.decode.code_search import Rung, Search, Signs
 
-ROWS_AT_ONCE = 64
-"""Hypotheses read side by side: their logits are [64, V]."""
+ROWS_AT_ONCE = {True: 64, False: 256}
+"""Hypotheses read side by side, with and without a prior: their scores are [64, V] or [256, V]."""
 _DEVIATIONS = 6.0
 """Standard deviations by which the distance between a noisy code and its text's may exceed what is expected."""
 _ROUNDING = 0.01
 """Nats that a draft's lead may be wrong by."""
-DRAFT_MARGIN = 30.0
+DRAFT_MARGIN = 20.0
 """Nats a token from which a code's text is drafted without the prior: below it too few drafts would be right."""
 
 PLAIN = (Rung(1, prior=False),)
@@ -84,8 +84,8 @@ class CodeReader:
             open_B = np.flatnonzero(~certified_B)
             settled: dict[int, Found] = {}
             if number == 0 and rung.prior and rung.beam == 1 and prior is not None:
-                for batch in self._batches(codes, self._worth_drafting(codes, open_B), rung, prior):
-                    settled |= self._agreed(codes, batch, rung, prior, noise)
+                for batch in self._batches(codes, self._worth_drafting(codes, open_B), PLAIN[0], prior):
+                    settled |= self._agreed(codes, batch, prior, noise)
             for batch in self._batches(codes, np.setdiff1d(open_B, list(settled)), rung, prior):
                 settled |= self._read_batch(codes, batch, rung, prior, noise)
             for b, found in settled.items():
@@ -101,7 +101,7 @@ class CodeReader:
             if codes.n_tokens_B[b]
         ]
         keys.sort(reverse=True)
-        size = max(1, ROWS_AT_ONCE // rung.beam)
+        size = max(1, ROWS_AT_ONCE[rung.prior] // rung.beam)
         batches: list[list[int]] = []
         for before, key in zip([None, *keys], keys, strict=False):
             if before is None or before[:2] != key[:2] or len(batches[-1]) == size:
@@ -123,18 +123,18 @@ class CodeReader:
         margin_B = np.array([codes.spec.margin(max(1, n)) for n in most_B.tolist()])
         return open_B[((codes.variant_B & IN_BYTES == 0) & (margin_B >= DRAFT_MARGIN))[open_B]]
 
-    def _agreed(self, codes: Codes, batch: np.ndarray, rung: Rung, prior: Prior, noise: float) -> dict[int, Found]:
-        """What comes back from those texts of `batch` whose every token, read without the prior, is further ahead of the next best one
-        than any token could gain on it by the prior: reading token by token would give the same."""
+    def _agreed(self, codes: Codes, batch: np.ndarray, prior: Prior, noise: float) -> dict[int, Found]:
+        """What comes back from those texts of `batch` in which the prior changes no token of what is read without it: reading token by
+        token would give the same."""
         some = codes.select(batch)
         search = Search(self._signs, some, PLAIN[0], None, noise)
         drafts = [hypotheses[0][0] for hypotheses in search.run()]
-        weighed = prior.weigh(batch, drafts)
         settled: dict[int, Found] = {}
-        for n, b in enumerate(batch.tolist()):
-            drafted_T, best_T = weighed.drafted_AT[n, : len(drafts[n])], weighed.best_AT[n, : len(drafts[n])]
-            if (np.array(search.leads[n]) > best_T - drafted_T + _ROUNDING).all():
-                settled[b] = self._judged(some, n, [(drafts[n], float(drafted_T.sum()))], True, noise)
+        for n, (draft, weighed) in enumerate(zip(drafts, prior.weigh(batch, drafts), strict=True)):
+            # No token can gain more by the prior than the most probable one does.
+            doubtful = np.flatnonzero(np.array(search.leads[n]) <= weighed.best_T - weighed.drafted_T + _ROUNDING)
+            if all(search.choice(n, t, weighed.everything(t)) == draft[t] for t in doubtful.tolist()):
+                settled[int(batch[n])] = self._judged(some, n, [(draft, float(weighed.drafted_T.sum()))], True, noise)
         return settled
 
     def _judged(self, some: Codes, b: int, hypotheses: list[tuple[list[int], float]], has_prior: bool, noise: float) -> Found:

@@ -67,6 +67,8 @@ class Search:
         self.codes, self.rung, self.session, device = codes, rung, session, signs.device
         self.leads: list[list[float]] = [[] for _ in range(len(codes))]
         """Of each text that was read greedily: nats by which each token was ahead of the next best one."""
+        self.queries: list[list[Tensor]] = [[] for _ in range(len(codes))]
+        """What was multiplied with every symbol's signs for it, [k]."""
         in_bytes = bool(codes.variant_B[0] & IN_BYTES)
         self.offset = signs.encoder.alphabet.size if in_bytes else 0
         self.codebook_VK = signs.of_bytes_VK if in_bytes else signs.of_tokens_VK
@@ -124,7 +126,8 @@ class Search:
                 rest_AK[fresh] = self.values_CK[opens_A[fresh]]
             sign_AK = self.sign_BTK[text_A, t]
             amplitude_A1, noise_A1 = self.amplitude_BT[text_A, t, None], self.noise_BT[text_A, t, None]
-            match_AV = (rest_AK * sign_AK * (amplitude_A1 / noise_A1)) @ self.codebook_VK.T
+            query_AK = rest_AK * sign_AK * (amplitude_A1 / noise_A1)
+            match_AV = query_AK @ self.codebook_VK.T
             prior_AV = None
             if self.session is not None:
                 first = t == 0
@@ -132,6 +135,9 @@ class Search:
                 match_AV += prior_AV
             elif self.special is not None:
                 match_AV[:, self.special] = -torch.inf
+            if self.rung.beam == 1:
+                for text, query_K in zip(text_A.tolist(), query_AK, strict=True):
+                    self.queries[text].append(query_K)
             parent_A, symbol_A = self._best(match_AV, logp_A + done_A - rest_AK.square().sum(1) / (2 * noise_A1[:, 0]), text_A)
             logp_A = logp_A[parent_A] + (prior_AV[parent_A, symbol_A] if prior_AV is not None else 0.0)
             rest_AK = rest_AK[parent_A] - amplitude_A1[parent_A] * sign_AK[parent_A] * self.codebook_VK[symbol_A]
@@ -141,6 +147,11 @@ class Search:
         if self.offset:
             found = [[([symbol + self.offset for symbol in symbols], logp) for symbols, logp in some] for some in found]
         return found
+
+    def choice(self, text: int, t: int, prior_V: Tensor) -> int:
+        """The symbol that a prior would have chosen at place t of a text that was read greedily without one."""
+        match_V = self.queries[text][t] @ self.codebook_VK.T
+        return int((match_V + prior_V[: len(match_V)]).argmax())
 
     def _best(self, match_AV: Tensor, base_A: Tensor, text_A: Tensor) -> tuple[Tensor, Tensor]:
         """The next hypotheses, as (row they come from, symbol): the `beam` best of each text within `gap` of its best."""
