@@ -30,6 +30,8 @@ from lsm.lm.frozen import FrozenLM
 _TARGETS_AT_ONCE = 16
 _NEAR, _WRITTEN, _COMPOSED = 4, 4, 6
 """Neighbours, prefix-adapted sentences and composed sentences to begin with."""
+_CORRECTED = 3
+"""Hypotheses that a corrector gets before the first round of edits."""
 _EDITS, _TOGETHER, _READ = 24, 6, 2
 """Edits a round, unions of them that are tried next, and how many of the nearest are read by the LM."""
 _STRENGTH, _STRENGTH_WITH_PREFIX = 90.0, 50.0
@@ -121,7 +123,12 @@ class InversionDecoder:
 
     def _search(self, budget: EncoderBudget, seed: int) -> list[_Search]:
         searches = [_Search() for _ in budget.target_BD]
-        self._judge(budget, searches, budget.try_texts(self._beginnings(budget.target_BD, searches, seed)), [{} for _ in searches])
+        nothing: list[dict[str, Edit]] = [{} for _ in searches]
+        self._judge(budget, searches, budget.try_texts(self._beginnings(budget.target_BD, searches, seed)), nothing)
+        if self.parts.writer:
+            self._judge(budget, searches, budget.try_texts(self._corrected(budget)), nothing)
+            for search in searches:  # edits come next, whatever that brought
+                search.stale = 0
         while True:
             active = [n for n, one in enumerate(searches) if budget.left(n) and one.best and one.stale <= _PATIENCE]
             if not active:
@@ -151,6 +158,18 @@ class InversionDecoder:
             sources.append(self.parts.prefix.candidates(target_BD, _WRITTEN, seed=seed))
         sources.append(self._composed(target_BD, [search.near for search in searches], _COMPOSED))
         return [_in_turn([source[n] for source in sources]) for n in range(len(target_BD))]
+
+    def _corrected(self, budget: EncoderBudget) -> list[list[str]]:
+        """What the corrector makes of each target's nearest hypotheses."""
+        assert self.parts.writer is not None
+        nearest = [sorted(budget.hypotheses(n), key=lambda one: -one.cosine)[:_CORRECTED] for n in range(len(budget.target_BD))]
+        rows = [(n, one) for n, some in enumerate(nearest) for one in some if budget.left(n)]
+        texts: list[list[str]] = [[] for _ in nearest]
+        if rows:
+            z_RD, own_RD = np.stack([budget.target_BD[n] for n, _ in rows]), np.stack([one.z_D for _, one in rows])
+            for (n, _), text in zip(rows, self.parts.writer.write(z_RD, own_RD, [one.text for _, one in rows]), strict=True):
+                texts[n].append(text)
+        return texts
 
     def _composed(self, target_BD: np.ndarray, contexts: list[list[str]], width: int) -> list[list[str]]:
         """Sentences written towards the targets after a soft prefix, or else after sentences that say something like it."""

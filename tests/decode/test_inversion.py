@@ -12,6 +12,8 @@ import torch
 from lsm.corpus.reader import Corpus
 from lsm.decode.adapter import AdapterHome, PrefixAdapter
 from lsm.decode.composing import Composer
+from lsm.decode.correcting import Writer
+from lsm.decode.corrector import Corrector
 from lsm.decode.decoders import PrefixDecoder, RetrievalDecoder
 from lsm.decode.edits import Edit, applied, compatible
 from lsm.decode.inversion import InversionDecoder, Parts
@@ -104,10 +106,20 @@ def test_batched_is_one_by_one_and_twice_is_the_same(make: Callable[..., Inversi
 def test_batched_is_one_by_one_with_an_adapter_and_with_contexts_of_any_length(
     make: Callable[..., InversionDecoder], small_corpus: Corpus, lm: FrozenLM
 ) -> None:
-    for parts in ({"prefix": prefix_for(small_corpus, lm)}, {"store": None, "phrases": None}):
+    prefix = prefix_for(small_corpus, lm)
+    writer = Writer.of(FrozenLM.load("stub"), Corrector(prefix.adapter, lora_rank=0, hypothesis_tokens=24, sentence_tokens=12))
+    for parts in ({"prefix": prefix, "writer": writer}, {"store": None, "phrases": None}):
         z_BD = encode(["A fox.", *TEXTS])
         together = make(**parts).candidates(z_BD, 3)
         assert together == [make(**parts).candidates(z_BD[n : n + 1], 3)[0] for n in range(len(z_BD))]
+
+
+def test_a_corrector_is_asked_before_any_edit(make: Callable[..., InversionDecoder], small_corpus: Corpus, lm: FrozenLM) -> None:
+    prefix = prefix_for(small_corpus, lm)
+    writer = Writer.of(FrozenLM.load("stub"), Corrector(prefix.adapter, lora_rank=0, hypothesis_tokens=24))
+    writer.write = lambda z_RD, own_RD, texts, **_: [TEXTS[int(n)] for n in (z_RD @ encode(TEXTS).T).argmax(1)]  # ty: ignore[invalid-assignment]
+    decoder = make(encoder_calls=20, store=None, prefix=prefix, writer=writer)
+    assert decoder.decode(encode(TEXTS)) == TEXTS and all(trail[1][0] <= 14 for trail in decoder.trails)
 
 
 def test_a_known_sentence_is_found_at_once_and_the_search_stops(make: Callable[..., InversionDecoder]) -> None:
