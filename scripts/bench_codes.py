@@ -264,10 +264,21 @@ def speed(bench: Bench) -> Any:
         call()
         rates[name] = len(texts) / (time.perf_counter() - start)
     few = codes.select(np.arange(0, len(texts), 6))
-    for name, ladder in (("read with LM, greedy", GREEDY), ("read with retry", LADDER)):
+    plodding = CodeReader(coder.encoder, draft_margin=float("inf"))
+    asked = {
+        "read with LM, greedy": (coder, GREEDY),
+        "the same, token by token": (plodding, GREEDY),
+        "read with retry": (coder, LADDER),
+    }
+    for name, (reader, ladder) in asked.items():
         start = time.perf_counter()
-        coder.read(few, ladder, LMPrior(bench.lm))
+        reader.read(few, ladder, LMPrior(bench.lm))
         rates[name] = len(few) / (time.perf_counter() - start)
+    hidden, weight = torch.randn(416, 576), torch.randn(1536, 576)
+    start = time.perf_counter()
+    for _ in range(400):
+        torch.nn.functional.linear(hidden, weight)
+    rates["product of the LM's layers GFLOP/s"] = 400 * 2 * 416 * 576 * 1536 / (time.perf_counter() - start) / 1e9
     left, right = torch.randn(64, 256), torch.randn(49_408, 256)
     start = time.perf_counter()
     for _ in range(20):

@@ -28,7 +28,7 @@ _DEVIATIONS = 6.0
 _ROUNDING = 0.01
 """Nats that a draft's lead may be wrong by."""
 DRAFT_MARGIN = 20.0
-"""Nats a token from which a code's text is drafted without the prior: below it too few drafts would be right."""
+"""Below so many nats a token too few drafts would be right."""
 
 PLAIN = (Rung(1, prior=False),)
 GREEDY = (Rung(1, prior=True),)
@@ -57,8 +57,12 @@ class Reading:
 class CodeReader:
     """Reads the codes of one spec."""
 
-    def __init__(self, encoder: SuperpositionEncoder, *, device: torch.device | str = "cpu") -> None:
-        self.encoder, self._signs = encoder, Signs(encoder, torch.device(device))
+    def __init__(self, encoder: SuperpositionEncoder, *, device: torch.device | str = "cpu", draft_margin: float = DRAFT_MARGIN) -> None:
+        """
+        Args:
+            draft_margin: nats a token from which a code's text is drafted without the prior; infinity reads all token by token.
+        """
+        self.encoder, self._signs, self._draft_margin = encoder, Signs(encoder, torch.device(device)), draft_margin
 
     def read(self, codes: Codes, ladder: Sequence[Rung], prior: Prior | None = None, *, noise: float = 0.0) -> Reading:
         """Texts of `codes`, each by the first rung that certifies it, else by the last.
@@ -121,7 +125,7 @@ class CodeReader:
         """Texts in tokens whose codes stand far enough off their noise to be read without a prior."""
         most_B = -(-codes.n_tokens_B.astype(np.int64) // np.maximum(codes.n_codes_B, 1))
         margin_B = np.array([codes.spec.margin(max(1, n)) for n in most_B.tolist()])
-        return open_B[((codes.variant_B & IN_BYTES == 0) & (margin_B >= DRAFT_MARGIN))[open_B]]
+        return open_B[((codes.variant_B & IN_BYTES == 0) & (margin_B >= self._draft_margin))[open_B]]
 
     def _agreed(self, codes: Codes, batch: np.ndarray, prior: Prior, noise: float) -> dict[int, Found]:
         """What comes back from those texts of `batch` in which the prior changes no token of what is read without it: reading token by

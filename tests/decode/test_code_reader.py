@@ -75,13 +75,12 @@ def some_prior(lm: FrozenLM, kind: str, n: int) -> LMPrior:
 
 
 @pytest.mark.parametrize(("dims", "kind"), [(24, "contexts"), (64, "prefix"), (256, "contexts"), (256, "prefix"), (256, "start")])
-def test_drafted_is_token_by_token(lm: FrozenLM, monkeypatch: pytest.MonkeyPatch, dims: int, kind: str) -> None:
+def test_drafted_is_token_by_token(lm: FrozenLM, dims: int, kind: str) -> None:
     it, texts = reader(lm, dims=dims), [*TEXTS, *(f"Row {n} was read at {n * n * 7919}." for n in range(40))]
     codes = it.encoder.encode(texts, n_codes=[1] * len(texts))
     found = []
     for least in (np.inf, -np.inf):
-        monkeypatch.setattr("lsm.decode.code_reader.DRAFT_MARGIN", least)
-        found.append(it.read(codes, GREEDY, some_prior(lm, kind, len(texts))))
+        found.append(CodeReader(it.encoder, draft_margin=least).read(codes, GREEDY, some_prior(lm, kind, len(texts))))
     plain, drafted = found
     assert drafted.texts == plain.texts and drafted.certified_B.tolist() == plain.certified_B.tolist()
     assert np.allclose(drafted.log_probability_B, plain.log_probability_B, rtol=1e-4, equal_nan=True)
