@@ -145,7 +145,10 @@ def test_damaged_adapter_is_named(trained: tuple[Path, PrefixTask, dict[str, flo
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).write_bytes((trained[0] / file).read_bytes())
     (tmp_path / "model.safetensors").write_bytes((trained[0] / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(UserError, match=f"adapter {tmp_path} is damaged"):
+        PrefixAdapter.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": "lsm prefix adapter"}')
+    with pytest.raises(UserError, match=f"{tmp_path}.*(is damaged|is not an adapter's)"):
         PrefixAdapter.from_pretrained(tmp_path)
 
 
