@@ -49,6 +49,10 @@ class EncoderBudget:
         """Everything encoded for the target, in order."""
         return list(self._tried[target].values())
 
+    def nearest(self, target: int) -> list[Hypothesis]:
+        """The same, the nearest first."""
+        return sorted(self.hypotheses(target), key=lambda one: -one.cosine)
+
     def try_texts(self, texts: Sequence[Sequence[str]]) -> list[list[Hypothesis]]:
         """Encode each target's texts, all in one batch.
 

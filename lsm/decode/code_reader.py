@@ -3,9 +3,8 @@
 Letters: B texts, T tokens, V symbols that may come next, k entries of a code.
 
 A code is the sum of signed token codes with falling amplitude plus the error of its quantiser (docs/codes.md). A ladder of searches reads
-it. The first search that asks an LM does so of whole drafts, read without the LM: where the LM would have read the same, one pass over all
-tokens tells so, at the cost of a training pass and not of T small steps (speculative decoding, Leviathan et al. 2023, with the code as the
-draft model), and nothing of the code is looked at twice.
+it. Greedy reading with an LM begins with drafts, read without the LM: where the LM would have read the same, one pass over all tokens tells
+so, instead of T small steps (speculative decoding, Leviathan et al. 2023, with the code as the draft model).
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ LADDER = (*PLAIN, *GREEDY, Rung(8, prior=True), Rung(48, prior=True, gap=60.0))
 """Retry: what one rung does not certify goes to the next."""
 LADDER_WITHOUT_PRIOR = (*PLAIN, Rung(8, prior=False), Rung(48, prior=False, gap=60.0))
 
-
 Found = tuple[str, bool, float]
 """Text, whether it is certified, and its log probability."""
 
@@ -47,7 +45,7 @@ class Reading:
 
     texts: list[str]
     certified_B: np.ndarray
-    """bool: the text's re-encoded code, quantised, and its checksum are those that were read."""
+    """bool: the text's re-encoded code, quantised, and its checksum are those that were read (with noise: see `CodeReader.read`)."""
     log_probability_B: np.ndarray
     """log p of the text under the prior, in nats, float64; NaN where none was asked."""
     rung_B: np.ndarray

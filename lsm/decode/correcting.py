@@ -142,12 +142,12 @@ class CorrectorDecoder:
                     stale_B[n] = 0 if now > best_B[n] + 1e-4 else stale_B[n] + 1
                     best_B[n] = now
         self.encoder_calls_per_sentence = float(budget.used_B.mean()) if n_targets else 0.0
-        return [[one.text for one in _nearest(budget, n)][:k] or [""] for n in range(n_targets)]
+        return [[one.text for one in budget.nearest(n)][:k] or [""] for n in range(n_targets)]
 
     def _proposals(self, budget: EncoderBudget, active: Sequence[int], step: int, seed: int) -> list[list[str]]:
         """What the corrector makes of each active target's nearest hypotheses; the nearest one's first."""
         nothing = Hypothesis("", -1.0, np.zeros(budget.target_BD.shape[1], np.float32))  # where the first decoder wrote nothing
-        rows = [(n, one) for n in active for one in _nearest(budget, n)[: self.beam] or [nothing]]
+        rows = [(n, one) for n in active for one in budget.nearest(n)[: self.beam] or [nothing]]
         z_RD = np.stack([budget.target_BD[n] for n, _ in rows])
         own_RD = np.stack([one.z_D for _, one in rows])
         texts = [one.text for _, one in rows]
@@ -161,12 +161,8 @@ class CorrectorDecoder:
 
     def _note(self, budget: EncoderBudget, n: int) -> float:
         """The best cosine of target n, which is added to its trail."""
-        nearest = _nearest(budget, n)
+        nearest = budget.nearest(n)
         if not nearest:
             return -1.0
         self.trails[n].append((int(budget.used_B[n]), nearest[0].text))
         return nearest[0].cosine
-
-
-def _nearest(budget: EncoderBudget, n: int) -> list[Hypothesis]:
-    return sorted(budget.hypotheses(n), key=lambda one: -one.cosine)

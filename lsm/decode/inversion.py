@@ -114,8 +114,7 @@ class InversionDecoder:
             searches = self._search(budget, seed)
             for target, search in enumerate(searches):
                 best = search.best.text if search.best else ""
-                others = sorted(budget.hypotheses(target), key=lambda one: -one.cosine)
-                found.append(list(dict.fromkeys([best, *(one.text for one in others)]))[:k])
+                found.append(list(dict.fromkeys([best, *(one.text for one in budget.nearest(target))]))[:k])
                 self.trails.append(search.trail)
             used += int(budget.used_B.sum())
         self.encoder_calls_per_sentence = used / max(1, len(z_BD))
@@ -162,7 +161,7 @@ class InversionDecoder:
     def _corrected(self, budget: EncoderBudget) -> list[list[str]]:
         """What the corrector makes of each target's nearest hypotheses."""
         assert self.parts.writer is not None
-        nearest = [sorted(budget.hypotheses(n), key=lambda one: -one.cosine)[:_CORRECTED] for n in range(len(budget.target_BD))]
+        nearest = [budget.nearest(n)[:_CORRECTED] for n in range(len(budget.target_BD))]
         rows = [(n, one) for n, some in enumerate(nearest) for one in some if budget.left(n)]
         texts: list[list[str]] = [[] for _ in nearest]
         if rows:
