@@ -85,8 +85,9 @@ def plan(options: Options, source: DecoderSource, previous: Sequence[str], z_ND:
     from lsm.lm.frozen import FrozenLM
 
     names = comma_separated(options.prior)
-    if unknown := [name for name in names if name not in PRIORS]:
-        raise UserError(f"--prior {','.join(unknown)}: choose from {', '.join(PRIORS)}")
+    unknown = [name for name in names if name not in PRIORS]
+    if unknown or not names:
+        raise UserError(f"--prior {','.join(unknown) or '(nothing)'}: choose from {', '.join(PRIORS)}")
     prefix = source.prefix() if "semantic" in names else None
     # The semantic prior's LM may carry an adapter's LoRA: the plain priors then get an LM of their own.
     shared = prefix.lm if prefix is not None and not prefix.adapter.settings.lora_rank else None

@@ -82,6 +82,7 @@ def test_noise_costs_words(run_cli: Callable, tmp_path: Path, training_corpus: P
         (["--decoder", "retrieval"], "--index"),
         (["--decoder", "none", "--residual", "superposition", "--residual-dims", "7"], "--residual-dims 7"),
         (["--decoder", "none", "--residual", "superposition", "--prior", "guess"], "--prior guess"),
+        (["--decoder", "none", "--residual", "superposition", "--residual-dims", "64", "--prior", ""], "--prior (nothing)"),
         (["--limit", "0"], "--limit 0"),
         (["--noise", "-1"], "--noise -1"),
         (["--noise", "0.1", "--negation", "3"], "--negation"),
