@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -49,8 +49,8 @@ class Weighed(NamedTuple):
     """log p of each of its tokens after those before it, float64."""
     best_T: np.ndarray
     """log p of the most probable token there."""
-    everything: Callable[[int], Tensor]
-    """log p of all tokens [V] at place t."""
+    everything_TV: Tensor
+    """log p of all tokens there but for a constant a place, float32."""
 
 
 class Prior(Protocol):
@@ -63,8 +63,9 @@ class Prior(Protocol):
         """A session over texts of one `group`."""
         ...
 
-    def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> list[Weighed]:
-        """What sessions would say of whole drafts, one for each text, of any groups."""
+    def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Weighed]]:
+        """What sessions would say of whole drafts, one for each text, of any groups: the number a of each and its `Weighed`, in the prior's
+        own order, a few in memory at a time."""
         ...
 
     def group(self, text: int) -> int:
@@ -98,15 +99,13 @@ class LMPrior:
     def begin(self, texts_A: np.ndarray) -> Session:
         return _LMSession(self.lm, *self._opening(texts_A), self._special)
 
-    def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> list[Weighed]:
+    def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Weighed]]:
         keys = [(self.group(text), len(draft), a) for a, (text, draft) in enumerate(zip(texts_A.tolist(), drafts, strict=True))]
-        weighed: dict[int, Weighed] = {}
         for _, group in itertools.groupby(sorted(keys), key=lambda key: key[0]):
             members = [a for _, _, a in group]
             for start in range(0, len(members), _DRAFTS_AT_ONCE):  # of about one length: little padding is read
                 some = members[start : start + _DRAFTS_AT_ONCE]
-                weighed |= dict(zip(some, self._weigh(texts_A[some], [drafts[a] for a in some]), strict=True))
-        return [weighed[a] for a in range(len(drafts))]
+                yield from zip(some, self._weigh(texts_A[some], [drafts[a] for a in some]), strict=True)
 
     @torch.inference_mode()
     def _weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> list[Weighed]:
@@ -121,19 +120,18 @@ class LMPrior:
             lifts = [lift(spoken_ATH[:, t], t, rows_A) for t in range(ids_AT.shape[1])]
             if some := [bias_AH for bias_AH in lifts if bias_AH is not None]:
                 hidden_ATH = (hidden_ATH.float() + torch.stack(some, dim=1)).to(self.lm.dtype)
-        log_NV = self._log_p(hidden_ATH[mask_AT])
+        logits_NV = self._logits(hidden_ATH[mask_AT])
+        total_N = logits_NV.logsumexp(-1)
         lengths = [len(draft) for draft in drafts]
-        drafted_N = log_NV.gather(1, ids_AT[mask_AT][:, None])[:, 0].double().cpu().split(lengths)
-        best_N = log_NV.amax(-1).double().cpu().split(lengths)
-        return [
-            Weighed(drafted_N[a].numpy(), best_N[a].numpy(), lambda t, hidden_TH=hidden_ATH[a]: self._log_p(hidden_TH[t : t + 1])[0])
-            for a in range(len(drafts))
-        ]
+        drafted_N = (logits_NV.gather(1, ids_AT[mask_AT][:, None])[:, 0] - total_N).double().cpu().split(lengths)
+        best_N = (logits_NV.amax(-1) - total_N).double().cpu().split(lengths)
+        each = zip(drafted_N, best_N, logits_NV.split(lengths), strict=True)
+        return [Weighed(drafted_T.numpy(), best_T.numpy(), everything_TV) for drafted_T, best_T, everything_TV in each]
 
-    def _log_p(self, hidden_NH: Tensor) -> Tensor:
+    def _logits(self, hidden_NH: Tensor) -> Tensor:
         logits_NV = self.lm.logits(hidden_NH)
         logits_NV[:, self._special] = -torch.inf
-        return logits_NV - logits_NV.logsumexp(-1, keepdim=True)
+        return logits_NV
 
     def _opening(self, texts_A: np.ndarray) -> tuple[Tensor, Any, Bias | None]:
         """What is read before each text: inputs [A, P, H], the cache of what stands before them, and the lift of the output."""

@@ -132,11 +132,15 @@ class CodeReader:
         search = Search(self._signs, some, PLAIN[0], None, noise)
         drafts = [hypotheses[0][0] for hypotheses in search.run()]
         settled: dict[int, Found] = {}
-        for n, (draft, weighed) in enumerate(zip(drafts, prior.weigh(batch, drafts), strict=True)):
+        for n, weighed in prior.weigh(batch, drafts):
             # No token can gain more by the prior than the most probable one does.
-            doubtful = np.flatnonzero(np.array(search.leads[n]) <= weighed.best_T - weighed.drafted_T + _ROUNDING)
-            if all(search.choice(n, t, weighed.everything(t)) == draft[t] for t in doubtful.tolist()):
-                settled[int(batch[n])] = self._judged(some, n, [(draft, float(weighed.drafted_T.sum()))], True, noise)
+            doubtful_N = torch.tensor(np.flatnonzero(np.array(search.leads[n]) <= weighed.best_T - weighed.drafted_T + _ROUNDING))
+            draft_T = torch.tensor(drafts[n])
+            if doubtful_N.numel():
+                doubtful_N, draft_T = doubtful_N.to(prior.device), draft_T.to(prior.device)
+                if not torch.equal(search.choices(n, doubtful_N, weighed.everything_TV[doubtful_N]), draft_T[doubtful_N]):
+                    continue
+            settled[int(batch[n])] = self._judged(some, n, [(drafts[n], float(weighed.drafted_T.sum()))], True, noise)
         return settled
 
     def _judged(self, some: Codes, b: int, hypotheses: list[tuple[list[int], float]], has_prior: bool, noise: float) -> Found:

@@ -148,10 +148,10 @@ class Search:
             found = [[([symbol + self.offset for symbol in symbols], logp) for symbols, logp in some] for some in found]
         return found
 
-    def choice(self, text: int, t: int, prior_V: Tensor) -> int:
-        """The symbol that a prior would have chosen at place t of a text that was read greedily without one."""
-        match_V = self.queries[text][t] @ self.codebook_VK.T
-        return int((match_V + prior_V[: len(match_V)]).argmax())
+    def choices(self, text: int, places_N: Tensor, prior_NV: Tensor) -> Tensor:
+        """The symbols [N] that a prior would have chosen at some places of a text that was read greedily without one."""
+        match_NV = torch.stack([self.queries[text][t] for t in places_N.tolist()]) @ self.codebook_VK.T
+        return (match_NV + prior_NV[:, : match_NV.shape[1]]).argmax(1)
 
     def _best(self, match_AV: Tensor, base_A: Tensor, text_A: Tensor) -> tuple[Tensor, Tensor]:
         """The next hypotheses, as (row they come from, symbol): the `beam` best of each text within `gap` of its best."""
