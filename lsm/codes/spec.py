@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class CodeSpec:
         """Largest quantised value: 127, 31 or 7."""
         return 2 ** (self.bits - 1) - 1
 
-    @property
+    @cached_property
     def tokens_per_code(self) -> int:
         """Most tokens that one code should hold: as many as keep the margin (nats a token) above `LEAST_MARGIN`."""
         return max(1, most_tokens(self.dims, self.fall_half_bits, LEAST_MARGIN))

@@ -23,6 +23,8 @@ from lsm.errors import UserError
 
 _TOKENS_AT_ONCE = 1 << 11
 """Their terms stay in the cache of a core."""
+_EXACT_IN_FLOAT32 = 1 << 10
+"""Terms whose sum float32 holds exactly."""
 IN_BYTES = 1 << 7
 """Bit of the variant that says: symbols are bytes. The bits below it are the salt."""
 SALTS = IN_BYTES
@@ -149,24 +151,19 @@ class SuperpositionEncoder:
 
     def _add(self, sums_CK: np.ndarray, rows: Sequence[Sequence[int]], n_codes_B: np.ndarray, variant_B: np.ndarray) -> None:
         """Add every token of some texts into the sums of their codes."""
-        amplitude, sign, starts, filled = [], [], [], []
-        code = at = 0
-        for row, n_codes, variant in zip(rows, n_codes_B.tolist(), variant_B.tolist(), strict=True):
-            if row:
-                sign.append(self.positions(variant & (SALTS - 1), len(row)))
-            for begin, end in pieces(len(row), n_codes):
-                if end > begin:
-                    amplitude.append(amplitudes(end - begin, self.spec.fall_half_bits))
-                    starts.append(at)
-                    filled.append(code)
-                at, code = at + end - begin, code + 1
-        if not at:
+        if not any(rows):
             return
-        ids_N = np.fromiter((symbol for row in rows for symbol in row), dtype=np.int64, count=at)
-        # Entries stay below 2^14 · 65,535 < 2^31: int32 sums are exact.
-        terms_NK = (self.codebook_VK[ids_N] * np.concatenate(sign)).astype(np.int32)
-        terms_NK *= np.concatenate(amplitude).astype(np.int32)[:, None]
-        sums_CK[filled] = np.add.reduceat(terms_NK, starts, axis=0)
+        sign = [self.positions(variant & (SALTS - 1), len(row)) for row, variant in zip(rows, variant_B.tolist(), strict=True)]
+        ids_N = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64)
+        # Sums of up to 2^10 integers of up to 2^14 are exact in float32, in any order, and of all that a code may hold in float64.
+        terms_NK = (self.codebook_VK[ids_N] * np.concatenate(sign)).astype(np.float32)
+        code = at = 0
+        for row, n_codes in zip(rows, n_codes_B.tolist(), strict=True):
+            for begin, end in pieces(len(row), n_codes):
+                exact = np.float32 if end - begin <= _EXACT_IN_FLOAT32 else np.float64
+                amplitude_T = amplitudes(end - begin, self.spec.fall_half_bits).astype(exact)
+                sums_CK[code] = amplitude_T @ terms_NK[at : at + end - begin].astype(exact, copy=False)
+                at, code = at + end - begin, code + 1
 
 
 def pieces(n_tokens: int, n_codes: int) -> list[tuple[int, int]]:

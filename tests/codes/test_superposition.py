@@ -72,6 +72,17 @@ def test_bytes_are_those_of_the_specification(dims: int, bits: int, seed: int, s
     assert int(codes.checksum_B[0]) == int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
+@pytest.mark.parametrize("n", [1024, 1025, 3000])
+def test_sums_of_long_codes_are_exact(n: int) -> None:
+    encoder = make(dims=16)
+    codes = encoder.encode(["é" * (n // 2) + "e" * (n % 2)], n_codes=[1])
+    symbols = np.array([*("é".encode() * (n // 2)), *(b"e" * (n % 2))])
+    signs = token_signs(0, 512, 16)[symbols].astype(np.int64) * position_signs(0, 0, n, 16)
+    sums = amplitudes(n, encoder.spec.fall_half_bits) @ signs
+    q_CK, step_C = quantise.quantise(sums[None], encoder.spec)
+    assert np.array_equal(codes.q_CK, q_CK) and np.array_equal(codes.step_C, step_C)
+
+
 def test_test_vectors_hold_for_ever() -> None:
     """Numbers of docs/codes.md: a change here breaks every corpus that was ever written."""
     codes = make(dims=16, seed=3).encode(["Hi!", ""])
