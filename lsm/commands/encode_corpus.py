@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from lsm.commands.residual import CodeRecipe, Residual
+from lsm.commands.residual import CodeRecipe, LearnedRecipe, Residual
 from lsm.config import CommonOptions
 from lsm.decode.load import DEFAULT_LM
 from lsm.encode.settings import EncodeSettings
+
+if TYPE_CHECKING:
+    from lsm.encode.encoder import EncoderInfo
 
 
 @dataclass(kw_only=True)
@@ -26,19 +29,23 @@ class Options(CommonOptions):
     """Asset name, hub id or folder of a sentence-transformers or transformers model; stub = a hash, for trying."""
     residual: Residual = "none"
     """Residual code to store beside the semantic vectors. superposition gives every sentence back word for word, certified; it is larger
-    than its text, neither compression nor a space to plan in."""
+    than its text, neither compression nor a space to plan in. learned is a trained, nested code that holds the first words of a sentence
+    (the shipped one 24 tokens) for the frozen LM to read; nothing certifies it."""
     residual_dims: int = 256
-    """Entries of a residual code; a long sentence takes several codes."""
-    residual_bits: int = 8
-    """Bits of an entry: 8, 6 or 4."""
-    residual_seed: int = 0
-    """Seed of the residual code's signs (--seed leaves the corpus alone)."""
-    residual_noise: float = 0.0
-    """Noise that the entries will carry (a channel, a model that predicts them), in root mean squares of them: codes leave room for it."""
+    """Entries of a residual code; a long sentence takes several superposition codes. Of a learned code the first so many dims."""
+    learned_code: Path | None = None
+    """Folder of the learned code; default: the shipped one for the encoder."""
+    residual_bits: int = CodeRecipe.bits
+    """Bits of an entry of a superposition code: 8, 6 or 4."""
+    residual_seed: int = CodeRecipe.seed
+    """Seed of a superposition code's signs (--seed leaves the corpus alone)."""
+    residual_noise: float = CodeRecipe.noise
+    """Noise that the entries will carry (a channel, a model that predicts them), in root mean squares of them: superposition codes leave
+    room for it."""
     residual_lm: str = DEFAULT_LM
-    """LM whose tokenizer the residual code uses; its weights are not needed."""
+    """LM whose tokenizer a superposition code uses; its weights are not needed."""
     verify_codes: bool = False
-    """Decode every residual code when it is made, without an LM, and make it again until it gives its sentence back."""
+    """Decode every superposition code when it is made, without an LM, and make it again until it gives its sentence back."""
     drop_text: bool = False
     """Keep no sentence as text, only its residual code; needs --verify-codes."""
     workers: int | None = None
@@ -78,8 +85,8 @@ def run(options: Options) -> dict[str, Any]:
     settings = EncodeSettings(
         language=options.language, segmenter=options.segmenter, cap_characters=options.cap_characters, shard_rows=options.shard_rows
     )  # fmt: skip
-    recipe = _recipe(options)
     info = encoder_info(options.encoder, device=options.device, precision=options.precision)
+    recipe, residual = _residual(options, info)
     if options.device not in ("auto", info.device):
         say(f"--device {options.device} is ignored: encoder {options.encoder} runs on {info.device} ({info.why})")
     how = {"language": settings.language, "cap_characters": settings.cap_characters, "fits": info.fits}
@@ -88,7 +95,7 @@ def run(options: Options) -> dict[str, Any]:
     job = EncodeJob(
         out=options.out,
         info=info,
-        plan=RunPlan.of(info.fingerprint, settings, residual=recipe.fingerprint() if recipe else None, keep_text=not options.drop_text),
+        plan=RunPlan.of(info.fingerprint, settings, residual=residual, keep_text=not options.drop_text),
         load_coder=recipe.load_coder if recipe else None,
         stage=Stage(input_names(options.inputs), options.limit_documents, 0),
         segment=partial(segment, **how),
@@ -100,23 +107,41 @@ def run(options: Options) -> dict[str, Any]:
         quiet=options.quiet,
     )
     results = encode_corpus(job, iter_documents(options.inputs, limit=options.limit_documents))
+    if residual and residual["kind"] == "learned":
+        from lsm.corpus.reader import Corpus
+
+        results["n_cut_by_code"] = int((Corpus.open(options.out).column("code_tokens") > residual["max_tokens"]).sum())
     print(_summary(results))
     return results
 
 
-def _recipe(options: Options) -> CodeRecipe | None:
+def _residual(options: Options, info: EncoderInfo) -> tuple[CodeRecipe | LearnedRecipe | None, dict[str, Any] | None]:
+    """Who makes the residual codes, and what the corpus says of them."""
     from lsm.errors import UserError
     from lsm.progress import say
 
-    if options.drop_text and not (options.verify_codes and options.residual != "none"):
+    if options.drop_text and not (options.verify_codes and options.residual == "superposition"):
         raise UserError(
             "--drop-text: text is dropped only where codes are known to give it back; add --residual superposition --verify-codes"
         )
+    if options.learned_code is not None and options.residual != "learned":
+        raise UserError(f"--learned-code {options.learned_code} needs --residual learned")
     if options.residual == "none":
         if options.verify_codes:
             say("--verify-codes is ignored: --residual is none")
-        return None
-    return CodeRecipe(
+        return None, None
+    if options.residual == "learned":
+        from lsm.decode.shipped import find_learned_code
+
+        alien = {name: getattr(CodeRecipe, name) for name in ("bits", "seed", "noise")} | {"lm": DEFAULT_LM}
+        set_here = [f"--residual-{name}" for name, default in alien.items() if getattr(options, f"residual_{name}") != default]
+        if set_here := [*set_here, *(["--verify-codes"] if options.verify_codes else [])]:
+            raise UserError(f"{set_here[0]} belongs to superposition codes; --residual learned takes --residual-dims and --learned-code")
+        learned = LearnedRecipe(
+            folder=options.learned_code or find_learned_code(info.fingerprint), dims=options.residual_dims, device=info.device
+        )
+        return learned, learned.fingerprint(info.fingerprint)
+    recipe = CodeRecipe(
         lm=options.residual_lm,
         dims=options.residual_dims,
         bits=options.residual_bits,
@@ -124,6 +149,7 @@ def _recipe(options: Options) -> CodeRecipe | None:
         noise=options.residual_noise,
         verify=options.verify_codes,
     )
+    return recipe, recipe.fingerprint()
 
 
 def _summary(results: dict[str, Any]) -> str:
@@ -134,6 +160,8 @@ def _summary(results: dict[str, Any]) -> str:
     if results["n_sentences_written"]:
         lines.append(f"written now: {results['n_sentences_written']:,} sentences at {results['sentences_per_second']:,} sentences/s")
     lines.append(f"truncated by the encoder: {results['n_truncated']:,} sentences")
+    if "n_cut_by_code" in results:
+        lines.append(f"cut by the learned code: {results['n_cut_by_code']:,} sentences, whose ends it does not hold")
     for key, what in (
         ("n_blank_documents", "blank documents passed over"),
         ("n_documents_present_before", "documents were there already"),

@@ -79,7 +79,7 @@ def _corpus(options: Options) -> dict[str, Any]:
     keys = ("n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated", "encoder", "residual", "parts", "segmentation")
     results = {"kind": "corpus", "whole": whole, "fingerprint": corpus.fingerprint, "n_shards": corpus.n_shards}
     results |= {key: manifest[key] for key in keys}
-    if options.text and corpus.residual is None:
+    if options.text and (corpus.residual or {"kind": "learned"})["kind"] == "learned":
         for doc in range(corpus.n_documents):
             sys.stdout.write(corpus.document_text(doc))
         return results

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lsm.decode.load import DEFAULT_LM
 from lsm.errors import UserError
 
 if TYPE_CHECKING:
-    from lsm.codes.superposition import Codes, SuperpositionEncoder
+    from lsm.codes.superposition import SuperpositionEncoder
     from lsm.corpus.reader import Corpus
     from lsm.decode.code_prior import Prior
     from lsm.decode.code_reader import Reading
+    from lsm.decode.learned_code import LearnedCode
+    from lsm.encode.encoder import CodeArrays, SentenceEncoder
+    from lsm.encode.worker import Coder
 
-Residual = Literal["none", "superposition"]
+Residual = Literal["none", "superposition", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +49,61 @@ class CodeRecipe:
         """What a corpus carries: the code's spec, the name of the LM whose tokenizer it has, and whether its codes were verified."""
         return self.encoder().spec.as_dict() | {"tokenizer": self.lm, "verified": self.verify}
 
-    def load_coder(self) -> Any:
-        """Texts → `Codes`; called in each encoding worker."""
+    def load_coder(self, _: SentenceEncoder) -> Coder:
+        """Called in each encoding worker; the frozen encoder is not needed."""
+        from lsm.codes.storage import to_arrays
+
         encoder = self.encoder()
         if not self.verify:
-            return encoder.encode
+            return lambda texts: to_arrays(encoder.encode(texts))
         from lsm.decode.code_reader import PLAIN, CodeReader
         from lsm.decode.verified import encode_verified
 
         reader = CodeReader(encoder)
+        return lambda texts: to_arrays(encode_verified(encoder, reader, texts, PLAIN).codes)
 
-        def coder(texts: Sequence[str]) -> Codes:
-            return encode_verified(encoder, reader, texts, PLAIN).codes
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedRecipe:
+    """Which learned code to make, and how much of it; picklable, for the workers."""
+
+    folder: Path
+    dims: int
+    """Leading dims that are kept."""
+    device: str = "cpu"
+
+    def code(self, encoder: dict[str, Any]) -> LearnedCode:
+        """The code; raises `UserError` for one of other vectors than those of `encoder`, or shorter than `dims`."""
+        from lsm.corpus.format import require_same_space
+        from lsm.decode.learned_code import LearnedCode
+
+        code = LearnedCode.from_pretrained(self.folder)
+        require_same_space(code.home.adapter.encoder, encoder, what=f"learned code {self.folder}")
+        if not 1 <= self.dims <= code.settings.dims:
+            raise UserError(f"--residual-dims {self.dims}: the learned code {self.folder} has 1 to {code.settings.dims}")
+        return code
+
+    def fingerprint(self, encoder: dict[str, Any]) -> dict[str, Any]:
+        """What a corpus carries: which code, how many of its dims, and how they are stored."""
+        from lsm.decode.learned_code import BOUND
+
+        whole = self.code(encoder).fingerprint()
+        return whole | {"dims": self.dims, "whole_dims": whole["dims"], "bits": 8, "scale": BOUND / 127}
+
+    def load_coder(self, encoder: SentenceEncoder) -> Coder:
+        """Called in each encoding worker."""
+        import numpy as np
+
+        from lsm.decode.learned_code_codec import LearnedCodec, to_int8
+        from lsm.lm.frozen import FrozenLM
+
+        code = self.code(encoder.fingerprint())
+        lm = FrozenLM.load(code.home.adapter.lm["name"], device=self.device)
+        codec = LearnedCodec(lm, code, getattr(encoder, "token_states", None))
+
+        def coder(texts: Sequence[str]) -> CodeArrays:
+            coded = codec.encode(texts)
+            return {"residual": to_int8(coded.codes_BK[:, : self.dims]), "code_tokens": coded.n_tokens_B.clip(max=65_535).astype(np.uint16)}
 
         return coder
 
@@ -73,8 +120,8 @@ class CorpusCodes:
         from lsm.decode.code_reader import CodeReader
         from lsm.lm.tokens import load_tokens
 
-        if corpus.residual is None:
-            raise UserError(f"corpus {corpus.path} has no residual codes; encode it with --residual superposition")
+        if corpus.residual is None or corpus.residual.get("kind") == "learned":
+            raise UserError(f"corpus {corpus.path} has no superposition codes; encode it with --residual superposition")
         require_planned_code(corpus)
         self.corpus, self.device = corpus, device
         self.spec = CodeSpec.from_dict(corpus.residual, origin=f"residual of corpus {corpus.path}")

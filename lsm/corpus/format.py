@@ -56,16 +56,19 @@ SENTENCE_SCHEMA = pa.schema(
     ]
 )
 
-RESIDUAL_SCHEMA = pa.schema(
-    [
-        ("code_count", pa.uint16()),  # codes of the sentence: the first in residual.npy, the others in residual-more.npy
-        ("code_tokens", pa.uint16()),
-        ("code_variant", pa.uint8()),
-        ("code_checksum", pa.uint32()),
-        ("code_steps", pa.list_(pa.uint16())),
-    ]
-)
-"""Further columns of a sentence in a corpus with a residual code; `lsm.codes.storage` says what they hold."""
+RESIDUAL_SCHEMAS = {
+    "superposition": pa.schema(
+        [
+            ("code_count", pa.uint16()),  # codes of the sentence: the first in residual.npy, the others in residual-more.npy
+            ("code_tokens", pa.uint16()),
+            ("code_variant", pa.uint8()),
+            ("code_checksum", pa.uint32()),
+            ("code_steps", pa.list_(pa.uint16())),
+        ]
+    ),
+    "learned": pa.schema([("code_tokens", pa.uint16())]),  # the LM's, end token included; more than the code's max_tokens = cut
+}
+"""Further columns of a sentence in a corpus with a residual code, by its kind (superposition's: see `lsm.codes.storage`)."""
 
 _ENCODER_IDENTITY = ("sha256", "pooling", "normalised", "dim", "max_tokens")
 """Keys of an encoder fingerprint that say which space its vectors live in (name, source and dtype may differ)."""
@@ -88,7 +91,8 @@ def semantic_part(dim: int) -> dict[str, Any]:
 
 def residual_part(residual: dict[str, Any]) -> dict[str, Any]:
     """The manifest's entry for a residual code of this fingerprint."""
-    return {"name": "residual", "dim": residual["dims"], "dtype": f"int{residual['bits']}", "scale": "code_steps"}
+    scale = residual["scale"] if residual["kind"] == "learned" else "code_steps"
+    return {"name": "residual", "dim": residual["dims"], "dtype": f"int{residual['bits']}", "scale": scale}
 
 
 def same_space(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -104,6 +108,11 @@ def encoder_line(encoder: dict[str, Any]) -> str:
 
 def residual_line(residual: dict[str, Any]) -> str:
     """A residual code's fingerprint in a few words: `superposition (256 dims × int8, seed 0, at most 61 tokens a code, verified)`."""
+    if residual.get("kind") == "learned":
+        return (
+            f"learned (the first {residual.get('dims')} of {residual.get('whole_dims')} dims × int{residual.get('bits')}, "
+            f"sha256 {str(residual.get('sha256'))[:12]}, {residual.get('max_tokens')} tokens)"
+        )
     verified = ", verified" if residual.get("verified") else ""
     return (
         f"{residual.get('kind')} ({residual.get('dims')} dims × int{residual.get('bits')}, seed {residual.get('seed')}, "

@@ -140,24 +140,29 @@ class Corpus:
         return np.searchsorted(self.starts, np.asarray(rows, dtype=np.int64), side="right") - 1
 
     def vectors(self, doc: int, part: str = "semantic") -> np.ndarray:
-        """Sentence vectors of a document, float16 [S, D], a view into the memory-mapped shard."""
+        """Sentence vectors of a document, float16 [S, D], a view into the memory-mapped shard.
+
+        Args:
+            part: semantic, or residual for learned codes (in their own unit); superposition codes are no vectors: `residual_arrays`.
+        """
         shard, first, stop = self._place(doc)
-        return self._shard_vectors(shard, part)[first:stop]
+        return self._as_float16(self._shard_vectors(shard, part)[first:stop], part)
 
     def vector_at(self, rows: Sequence[int] | np.ndarray, part: str = "semantic") -> np.ndarray:
         """Sentence vectors of any rows, float16 [B, D], in the order asked for."""
         rows = np.asarray(rows, dtype=np.int64)
         out_BD = np.empty((len(rows), self._part_dim(part)), dtype=np.float16)
         for shard, where, local in self._by_shard(rows):
-            out_BD[where] = self._shard_vectors(shard, part)[local]
+            out_BD[where] = self._as_float16(self._shard_vectors(shard, part)[local], part)
         return out_BD
 
     def residual_arrays(self, doc: int) -> dict[str, np.ndarray]:
-        """The residual codes of a document, as `lsm.codes.storage.from_arrays` takes them."""
-        assert self.residual is not None
+        """The superposition codes of a document, as `lsm.codes.storage.from_arrays` takes them."""
+        assert self.residual is not None and self.residual["kind"] == "superposition"
         shard, first, stop = self._place(doc)
         table = self._table(shard)
-        arrays = {name: table[name].to_numpy()[first:stop] for name in layout.RESIDUAL_SCHEMA.names if name != "code_steps"}
+        names = [name for name in layout.RESIDUAL_SCHEMAS["superposition"].names if name != "code_steps"]
+        arrays = {name: table[name].to_numpy()[first:stop] for name in names}
         more_S = table["code_count"].to_numpy().astype(np.int64) - 1
         begin = int(more_S[:first].sum())
         arrays["residual"] = self._shard_array(shard, layout.RESIDUAL, len(table))[first:stop]
@@ -220,16 +225,31 @@ class Corpus:
             where = np.flatnonzero(shard_of == shard)
             yield int(shard), where, rows[where] - self._shard_starts[shard]
 
+    def _part(self, name: str) -> dict[str, Any]:
+        found = next((entry for entry in self.parts() if entry["name"] == name), None)
+        if found is None:
+            raise UserError(f"corpus {self.path} has no {name} part; encode it again with --residual learned")
+        if found["scale"] == "code_steps":
+            raise UserError(
+                f"corpus {self.path}: its residual codes are superposition codes, which are no space to plan in; "
+                "encode it again with --residual learned"
+            )
+        return found
+
     def _part_dim(self, part: str) -> int:
-        return next(int(entry["dim"]) for entry in self.parts() if entry["name"] == part)
+        return int(self._part(part)["dim"])
+
+    def _as_float16(self, stored: np.ndarray, part: str) -> np.ndarray:
+        scale = self._part(part)["scale"]
+        return stored if scale is None else (stored * np.float32(scale)).astype(np.float16)
 
     def _shard_vectors(self, shard: int, part: str) -> np.ndarray:
         if (shard, part) not in self._vectors:
             path = layout.shard_folder(self.path, shard) / f"{part}.npy"
             array = self._npy(path)
             wanted = (self.manifest["shards"][shard]["n_sentences"], self._part_dim(part))
-            if array.shape != wanted or array.dtype != np.float16:
-                raise self._broken(path, f"{array.dtype} {array.shape} instead of float16 {wanted}")
+            if array.shape != wanted or array.dtype != np.dtype(dtype := self._part(part)["dtype"]):
+                raise self._broken(path, f"{array.dtype} {array.shape} instead of {dtype} {wanted}")
             self._vectors[shard, part] = array
         return self._vectors[shard, part]
 

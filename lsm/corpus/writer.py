@@ -82,7 +82,8 @@ def write_shard(
         z_SD: sentence vectors, stored as float16.
         n_tokens: tokens the encoder read of each sentence, [S].
         truncated: whether the encoder cut the sentence, [S].
-        residual: arrays of a residual code, as `lsm.codes.storage.to_arrays` gives them.
+        residual: arrays of a residual code: `residual`, `residual-more` where a sentence may have several, and its columns
+            (`format.RESIDUAL_SCHEMAS`).
         keep_text: False leaves the sentences' text out: the residual code is all that is left of it.
 
     Raises:
@@ -98,7 +99,8 @@ def write_shard(
     arrays = {layout.SEMANTIC: half_SD}
     if residual is not None:
         sentences = _with_residual(sentences, residual)
-        arrays |= {layout.RESIDUAL: residual["residual"], layout.RESIDUAL_MORE: residual["residual-more"]}
+        files = {"residual": layout.RESIDUAL, "residual-more": layout.RESIDUAL_MORE}
+        arrays |= {files[name]: array for name, array in residual.items() if name in files}
     tables = {layout.SENTENCES: sentences, layout.DOCUMENTS: _document_table(index, documents)}
     with atomic_folder(layout.shard_folder(corpus, index)) as folder:
         for name, array in arrays.items():
@@ -196,11 +198,13 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def _with_residual(sentences: pa.Table, residual: Mapping[str, np.ndarray]) -> pa.Table:
-    """The table of sentences with the columns of `format.RESIDUAL_SCHEMA` at its end."""
-    ends = np.cumsum(residual["code_count"], dtype=np.int64)
-    steps = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]).astype(np.int32)), pa.array(residual["code_steps"], pa.uint16()))
-    for column in layout.RESIDUAL_SCHEMA:
-        sentences = sentences.append_column(column, steps if column.name == "code_steps" else pa.array(residual[column.name], column.type))
+    """The table of sentences with the columns of the code's kind at its end."""
+    for column in layout.RESIDUAL_SCHEMAS["superposition" if "code_steps" in residual else "learned"]:
+        values = pa.array(residual[column.name], pa.uint16() if column.name == "code_steps" else column.type)
+        if column.name == "code_steps":
+            ends = np.cumsum(residual["code_count"], dtype=np.int64)
+            values = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]).astype(np.int32)), values)
+        sentences = sentences.append_column(column, values)
     return sentences
 
 

@@ -16,10 +16,11 @@ from lsm.encode.model_folder import ModelFolder
 from lsm.errors import UserError
 
 if TYPE_CHECKING:
-    from lsm.codes.superposition import Codes
     from lsm.encode.static_encoders import StubEncoder, WordLlamaEncoder
 
 Precision = Literal["auto", "float32", "bfloat16"]
+CodeArrays = dict[str, np.ndarray]
+"""Residual codes as a shard keeps them, by name (`lsm.corpus.format`); those of two batches are joined end to end."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class EncodedBatch:
     """int32 [B]: tokens read, special ones included, never more than max_tokens."""
     truncated: np.ndarray
     """bool [B]: the text was longer than max_tokens and its end was not read."""
-    residual: Codes | None = None
+    residual: CodeArrays | None = None
     """Residual codes of the texts, where a run makes them too."""
 
 

@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from lsm.codes.storage import to_arrays
-from lsm.codes.superposition import Codes
 from lsm.corpus import format as layout
 from lsm.corpus.writer import read_done, write_manifest, write_shard
 from lsm.encode.cut import CutShard, Cutter, DocumentLike, Segment, finished_documents
@@ -199,7 +197,7 @@ def _write(
     n_tokens = np.concatenate([batch.n_tokens for batch in batches] or [np.zeros(0, np.int32)])
     truncated = np.concatenate([batch.truncated for batch in batches] or [np.zeros(0, bool)])
     codes = [batch.residual for batch in batches if batch.residual is not None]
-    residual = to_arrays(Codes.join(codes)) if codes else None
+    residual = {name: np.concatenate([some[name] for some in codes]) for name in codes[0]} if codes else None
     write_shard(job.out, shard.index, shard.documents, z_SD, n_tokens, truncated, residual=residual, keep_text=job.plan.keep_text)
     written.sentences += len(z_SD)
     written.shards += 1

@@ -22,16 +22,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsm.encode.encoder import EncodedBatch, Precision, SentenceEncoder, load_encoder
+from lsm.encode.encoder import CodeArrays, EncodedBatch, Precision, SentenceEncoder, load_encoder
 from lsm.errors import UserError
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 _PROBE_TEXTS = 96
 
 
-Coder = Callable[[Sequence[str]], Any]
-"""Texts → their residual codes, as `lsm.codes.superposition.Codes`."""
-LoadCoder = Callable[[], Coder]
+Coder = Callable[[Sequence[str]], CodeArrays]
+"""Texts → their residual codes."""
+LoadCoder = Callable[[SentenceEncoder], Coder]
+"""Given the frozen encoder, in each worker."""
 
 
 class _Loaded(NamedTuple):
@@ -151,7 +152,7 @@ def _die_with(parent: int) -> None:
 
 def _loaded(name: str, device: str, precision: Precision, load_coder: LoadCoder | None) -> _Loaded:
     encoder = load_encoder(name, device=device, precision=precision)
-    coder = load_coder() if load_coder is not None else None
+    coder = load_coder(encoder) if load_coder is not None else None
     if "torch" in sys.modules:
         import torch
 
