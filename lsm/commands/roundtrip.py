@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _DICTIONARY_SENTENCES = 500
 """Other sentences that there must be for a zstd dictionary."""
+_PROBED_AT_ONCE = 32
+"""Sentences of the negation probe between two lines of progress."""
 
 
 @dataclass(kw_only=True)
@@ -205,6 +208,7 @@ def _negation(
 ) -> list[Any]:
     """Rows of the negation probe: the vectors' own, then each decoder's and each code's."""
     from lsm.bench import negation
+    from lsm.progress import Progress
 
     documents = [*drawn.document_N.tolist(), *drawn.others_document_N.tolist()]
     pairs = negation.pairs([*drawn.texts, *drawn.others], options.seed, options.negation, documents=documents)
@@ -215,9 +219,19 @@ def _negation(
     ways = [(decoder.name, lambda texts, it=decoder: it.decode(encode(texts), seed=options.seed)) for decoder in decoders]
     ways = [*ways, *(codes.ways() if codes else [])]
     rows = []
-    for label, way in ways:
-        found = negation.measure(pairs, encode, way, resamples=options.resamples, seed=options.seed)
-        rows += [{"label": label, **row} for row in found]
+    with Progress("negation probe", 2 * len(pairs) * len(ways), "sentences", quiet=options.quiet) as progress:
+
+        def in_parts(way: Any, texts: Any) -> list[str]:
+            back: list[str] = []
+            for start in range(0, len(texts), _PROBED_AT_ONCE):
+                some = way(texts[start : start + _PROBED_AT_ONCE])
+                back += some
+                progress.advance(len(some))
+            return back
+
+        for label, way in ways:
+            found = negation.measure(pairs, encode, partial(in_parts, way), resamples=options.resamples, seed=options.seed)
+            rows += [{"label": label, **row} for row in found]
     return rows
 
 
