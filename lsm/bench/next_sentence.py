@@ -24,6 +24,7 @@ from lsm.latent.diagnostics import effective_rank, mean_pairwise_cosine
 Predictor = Callable[[np.ndarray], np.ndarray]
 """z_SD → predicted_SD: row s, seen from z[: s + 1] alone, predicts z[s + 1]. A row of NaN = no prediction asked for here."""
 
+QUANTITIES = ("rank", "document_rank", "document_chance", "contrastive_accuracy", "cosine", "l2", "l2_nearest")
 RECALL_AT = (1, 10, 100)
 _TIE_TOLERANCE = 1e-6  # float32 products of equal vectors differ by this much with their place in a block
 _CHUNK_ELEMENTS = 3_000_000  # cosines at a time: small enough that counting them happens in cache
@@ -50,7 +51,7 @@ class Scoreboard:
     queries: Queries
     n_documents: int
     outcomes: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """Predictor → quantity (rank, document_rank, document_chance, cosine, l2, l2_nearest) → one value a query."""
+    """Predictor → quantity (`QUANTITIES`) → one value a query."""
     spread: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def rows(self, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
@@ -161,13 +162,14 @@ def _ask(predictor: Predictor, z_SD: np.ndarray, asked: np.ndarray) -> np.ndarra
 
 def _rank(predicted_QD: torch.Tensor, queries: Queries) -> dict[str, np.ndarray]:
     n, n_candidates = len(predicted_QD), len(queries.candidates_CD)
-    outcome = {quantity: np.full(n, np.nan) for quantity in ("rank", "document_rank", "document_chance", "cosine", "l2", "l2_nearest")}
+    outcome = {quantity: np.full(n, np.nan) for quantity in QUANTITIES}
     chunk = max(1, _CHUNK_ELEMENTS // n_candidates)
     for start in range(0, n, chunk):
         stop = min(start + chunk, n)
         cosine_QC = predicted_QD[start:stop] @ queries.candidates_CD.T
         target_Q = torch.from_numpy(queries.target_Q[start:stop])
         true_Q1 = cosine_QC.gather(1, target_Q[:, None])
+        outcome["contrastive_accuracy"][start:stop] = _contrastive_accuracy(cosine_QC, true_Q1, _neighbours(queries, slice(start, stop)))
         documents, first = np.unique(queries.document_Q[start:stop], return_index=True)
         for g, a, b in zip(documents, first, [*first[1:], stop - start], strict=True):
             own = slice(queries.candidate_start[g], queries.candidate_start[g + 1])
@@ -190,6 +192,28 @@ def _rank(predicted_QD: torch.Tensor, queries: Queries) -> dict[str, np.ndarray]
     return outcome
 
 
+def _neighbours(queries: Queries, some: slice) -> np.ndarray:
+    """The candidates right before and right after each target in its document, int64 [Q, 2]; −1 where there is none."""
+    target_Q, document_Q = queries.target_Q[some], queries.document_Q[some]
+    before_Q = np.where(target_Q > queries.candidate_start[document_Q], target_Q - 1, -1)
+    after_Q = np.where(target_Q + 1 < queries.candidate_start[document_Q + 1], target_Q + 1, -1)
+    return np.stack([before_Q, after_Q], axis=1)
+
+
+def _contrastive_accuracy(cosine_QC: torch.Tensor, true_Q1: torch.Tensor, neighbours_Q2: np.ndarray) -> np.ndarray:
+    """Share of all sentences that lie further from the prediction than the truth does, the truth's two neighbours left out (Large Concept
+    Model, §2.4: there among a batch, by ℓ2, which on the sphere orders as the cosine does); sentences already read take part."""
+    is_there_Q2 = torch.from_numpy(neighbours_Q2 >= 0)
+    beside_Q2 = cosine_QC.gather(1, torch.from_numpy(neighbours_Q2).clamp(min=0)).masked_fill(~is_there_Q2, torch.inf)
+    others_Q = cosine_QC.shape[1] - 1 - is_there_Q2.sum(1).numpy()
+    further_Q = cosine_QC.shape[1] - _mid_rank(cosine_QC, true_Q1)
+    # `_mid_rank` counts each entry once; what the neighbours add to it is 1 beyond the truth, a half at it.
+    beyond_Q2 = (beside_Q2 < true_Q1 - _TIE_TOLERANCE).double()
+    level_Q2 = ((beside_Q2 - true_Q1).abs() <= _TIE_TOLERANCE).double()
+    further_Q -= (beyond_Q2 + level_Q2 / 2).sum(1).numpy()
+    return np.where(others_Q > 0, further_Q / np.maximum(others_Q, 1), np.nan)
+
+
 def _mid_rank(cosine_QC: torch.Tensor, true_Q1: torch.Tensor) -> np.ndarray:
     better = (cosine_QC > true_Q1 + _TIE_TOLERANCE).sum(1, dtype=torch.int32)
     not_worse = (cosine_QC >= true_Q1 - _TIE_TOLERANCE).sum(1, dtype=torch.int32)
@@ -203,6 +227,7 @@ def _metrics(outcome: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     metrics["document_recall_at_1"] = _within(document_rank, 1)
     metrics["document_mrr"] = 1 / document_rank
     metrics["document_chance"] = outcome["document_chance"]
+    metrics["contrastive_accuracy"] = outcome["contrastive_accuracy"]
     metrics["cosine"], metrics["l2"], metrics["l2_nearest"] = outcome["cosine"], outcome["l2"], outcome["l2_nearest"]
     metrics["l2_gap"] = outcome["l2"] - outcome["l2_nearest"]
     return metrics

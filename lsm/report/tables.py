@@ -32,6 +32,7 @@ NEXT_SENTENCE = (
     Column("median_rank", "median\nrank", "count", interval=True),
     Column("mrr", "MRR", "share"),
     Column("document_recall_at_1", "in-document\nrecall@1", "share", interval=True),
+    Column("contrastive_accuracy", "contrastive\naccuracy", "share"),
     Column("cosine", "cosine", "share"),
     Column("l2", "l2", "share"),
     Column("l2_gap", "l2 − l2 to\nnearest", "share"),

@@ -71,6 +71,25 @@ def test_ranks_equal_the_plain_ones(predictor) -> None:
     np.testing.assert_array_equal(outcome["document_rank"], document_ranks)
 
 
+@pytest.mark.parametrize("predictor", [last_vector, running_mean])
+def test_contrastive_accuracy_equals_the_plain_one(predictor) -> None:
+    documents, parts = random_documents(6, seed=3)
+    outcome = measure(documents, parts, {"it": predictor}, minimum_context=3).outcomes["it"]
+    whole = [(h, t, z_SD[t]) for h, z_SD in enumerate(documents) for t in range(len(z_SD)) if parts[h][t] == 0]
+    expected = []
+    for g, z_SD in enumerate(documents):
+        predicted = unit(np.asarray(predictor(z_SD), dtype=np.float32))
+        own = [t for h, t, _ in whole if h == g]
+        for s in range(2, len(z_SD) - 1):
+            if parts[g][s + 1] > 0:
+                continue
+            place = own.index(s + 1)
+            left_out = {(g, t) for t in own[max(0, place - 1) : place + 2]}
+            truth = np.linalg.norm(predicted[s] - z_SD[s + 1])
+            expected.append(np.mean([np.linalg.norm(predicted[s] - z) > truth for h, t, z in whole if (h, t) not in left_out]))
+    np.testing.assert_allclose(outcome["contrastive_accuracy"], expected, atol=1e-9)
+
+
 def test_chunks_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     documents, parts = random_documents(5)
     whole = measure(documents, parts, {"it": last_vector}).outcomes["it"]
@@ -93,6 +112,7 @@ def test_a_constant_prediction_is_dead_and_at_chance() -> None:
     (row,) = score_predictors(documents, parts, {"zero": lambda z: np.zeros_like(z)}, resamples=0)
     # All candidates tie: everyone gets the middle rank.
     assert row["recall_at_1"] == 0 and row["median_rank"] == pytest.approx(row["n_candidates"] / 2, rel=0.1)
+    assert row["contrastive_accuracy"] == 0.5
     (row,) = score_predictors(documents, parts, {"constant": lambda z: np.ones_like(z)}, resamples=0)
     assert row["mean_pairwise_cosine"] == pytest.approx(1) and row["effective_rank"] == pytest.approx(1, abs=1e-3)
     assert row["recall_at_10"] < 0.2
