@@ -12,6 +12,8 @@ import numpy as np
 
 from lsm.bench.next_sentence import Predictor, measure
 
+PredictRows = Callable[[np.ndarray], np.ndarray]
+"""z_BSD → predicted_BSD, causal."""
 DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _RIDGE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 _TUNING_SENTENCES = 4000
@@ -96,22 +98,48 @@ def other_documents_context(predictor: Predictor, documents: Sequence[np.ndarray
 
 
 def shuffled_order(
-    predict_rows: Callable[[np.ndarray], np.ndarray], *, context: int, positions: int, minimum_context: int, seed: int
+    predict_rows: PredictRows, *, context: int, positions: int, minimum_context: int, seed: int, intact: int = 0
 ) -> Predictor:
-    """A predictor over rows (z_BSD → predicted_BSD, causal) reading the last `context` sentences in random order.
+    """A predictor over rows (causal) reading the last `context` sentences, all but the last `intact` of them in random order."""
 
-    Every position needs a row of its own, so only `positions` of them are tried in each document.
-    """
-    generator = np.random.default_rng(seed)
+    def arranged(start: int, stop: int, generator: np.random.Generator) -> np.ndarray:
+        edge = max(start, stop - intact)
+        return np.concatenate([generator.permutation(np.arange(start, edge)), np.arange(edge, stop)])
+
+    return _rearranged(predict_rows, arranged, context=context, positions=positions, minimum_context=minimum_context, seed=seed)
+
+
+def truncated(predict_rows: PredictRows, *, context: int, positions: int, minimum_context: int, seed: int) -> Predictor:
+    """A predictor over rows (causal) that reads the last `context` sentences and nothing before."""
+    return _rearranged(
+        predict_rows, lambda start, stop, _: np.arange(start, stop),
+        context=context, positions=positions, minimum_context=minimum_context, seed=seed,
+    )  # fmt: skip
+
+
+def _rearranged(
+    predict_rows: PredictRows,
+    arranged: Callable[[int, int, np.random.Generator], np.ndarray],
+    *,
+    context: int,
+    positions: int,
+    minimum_context: int,
+    seed: int,
+) -> Predictor:
+    """Every position needs a row of its own, so only `positions` of them are tried in each document: the same for equal `seed` and
+    `minimum_context`."""
+    choosing, arranging = np.random.default_rng(seed), np.random.default_rng([seed, 1])
 
     def predict(z_SD: np.ndarray) -> np.ndarray:
         predicted_SD = np.full(z_SD.shape, np.nan, dtype=np.float32)
         places = np.arange(minimum_context - 1, len(z_SD) - 1)
-        chosen = generator.choice(places, size=min(positions, len(places)), replace=False)
+        chosen = choosing.choice(places, size=min(positions, len(places)), replace=False)
+        if not len(chosen):
+            return predicted_SD
         lengths = np.minimum(chosen + 1, context)
         rows_BSD = np.zeros((len(chosen), lengths.max(), z_SD.shape[1]), dtype=np.float32)
         for row_SD, s, length in zip(rows_BSD, chosen, lengths, strict=True):
-            row_SD[:length] = z_SD[generator.permutation(np.arange(s + 1 - length, s + 1))]
+            row_SD[:length] = z_SD[arranged(s + 1 - length, s + 1, arranging)]
         predicted_SD[chosen] = predict_rows(rows_BSD)[np.arange(len(chosen)), lengths - 1]
         return predicted_SD
 

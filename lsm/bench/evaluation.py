@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsm.bench.controls import fit_controls, other_documents_context, shuffled_order, untuned_controls
+from lsm.bench.controls import fit_controls, other_documents_context, shuffled_order, truncated, untuned_controls
 from lsm.bench.intervals import as_row
 from lsm.bench.next_sentence import Scoreboard, measure
 from lsm.corpus.reader import Corpus
@@ -142,6 +142,46 @@ def evaluate(
     if not shuffled_positions:
         del predictors[ORDER_SHUFFLED]
     return measure(documents, parts, predictors, minimum_context=minimum_context, advance=advance)
+
+
+def context_curve(
+    model: LatentTransformer, judged: Judged, lengths: Sequence[int], *, positions: int = 1000, resamples: int = 1000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """How much of what stands further back the model uses: two rows a length n, of the model reading its last n sentences only, and of
+    the model reading its whole context with all but the last n in random order; and one of the model as it is.
+
+    All on the same positions, those with more sentences before them than the largest length, `positions` in all. Each row also carries
+    the model's lead over it with paired intervals (`lead_mrr` …): clear of zero, and what stands further back than n is used.
+
+    Raises:
+        UserError: no judged document is longer than the largest length, or the model's context is not.
+    """
+    farthest = max(lengths)
+    documents, parts = judged.held_out.vectors(), judged.held_out.parts()
+    if farthest >= model.context:
+        raise UserError(f"--context-curve {farthest}: the model looks back on {model.context} sentences; ask for fewer")
+    if not any((part_S[farthest + 1 :] == 0).any() for part_S in parts):
+        raise UserError(f"--context-curve {farthest}: no judged document of {judged.held_out.corpus.path} is longer; ask for fewer")
+    n_long = sum(len(part_S) > farthest + 1 for part_S in parts)
+    predict_rows = rows_predictor(model)
+    common = {"positions": -(-positions // n_long), "minimum_context": farthest + 1, "seed": seed}
+    predictors = {MODEL: truncated(predict_rows, context=model.context, **common)}
+    labels: dict[str, tuple[int, str]] = {}
+    for n in lengths:
+        for kind, predictor in (
+            ("truncated", truncated(predict_rows, context=n, **common)),
+            ("shuffled beyond", shuffled_order(predict_rows, context=model.context, intact=n, **common)),
+        ):
+            predictors[f"{kind} {n}"] = predictor
+            labels[f"{kind} {n}"] = n, kind
+    board = measure(documents, parts, predictors, minimum_context=farthest + 1)
+    rows = []
+    for row in board.rows(resamples=resamples, seed=seed):
+        n, kind = labels.get(row["predictor"], (model.context, "whole"))
+        difference = board.difference(MODEL, row["predictor"], resamples=resamples, seed=seed)
+        lead = as_row({f"lead_{metric}": estimate for metric, estimate in difference.items()})
+        rows.append({"length": n, "context": kind, **row, **lead, "intervals": row["intervals"] | lead["intervals"]})
+    return rows
 
 
 def rows_predictor(model: LatentTransformer) -> Callable[[np.ndarray], np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from lsm.commands.residual import whole_numbers
 from lsm.config import CommonOptions
 
 
@@ -27,6 +28,9 @@ class Options(CommonOptions):
     """Sentences that must have been read before a prediction counts."""
     shuffled_positions: int = 1000
     """Positions in all, spread over the documents, at which the model is tried with its context in shuffled order; each costs a row."""
+    context_curve: str = ""
+    """Numbers such as 1,5,20,100: also try the model with only the last so many sentences, and with all before them in random order, on
+    --shuffled-positions places that have more behind them."""
     resamples: int = 1000
     """Bootstrap resamples of documents behind each 95 % interval; 0 = no intervals."""
     plots: Path | None = None
@@ -51,6 +55,9 @@ def run(options: Options) -> dict[str, Any]:
     ):
         if value is not None and value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
+    lengths = whole_numbers(options.context_curve, "--context-curve") if options.context_curve else []
+    if lengths and min(lengths) < 1:
+        raise UserError(f"--context-curve {options.context_curve}: each number must be at least 1")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
     corpus = Corpus.open(options.corpus)
@@ -85,4 +92,20 @@ def run(options: Options) -> dict[str, Any]:
 
         options.plots.mkdir(parents=True, exist_ok=True)
         print(f"plot in {plot_next_sentence(rows, options.plots / 'next-sentence.png')}")
-    return {"rows": rows, "differences": compared, "best_control": evaluation.best_control(rows), "notes": judged.notes}
+    curve = []
+    if lengths:
+        curve = evaluation.context_curve(
+            model, judged, lengths, positions=max(1, options.shuffled_positions), resamples=options.resamples, seed=options.seed
+        )
+        tables.show(curve, tables.CONTEXT_CURVE, title="What the model uses of its context")
+        if options.plots:
+            from lsm.report.plots import plot_context_curve
+
+            print(f"plot in {plot_context_curve(curve, options.plots / 'context-curve.png')}")
+    return {
+        "context_curve": curve,
+        "rows": rows,
+        "differences": compared,
+        "best_control": evaluation.best_control(rows),
+        "notes": judged.notes,
+    }

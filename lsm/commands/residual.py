@@ -168,19 +168,3 @@ class CorpusCodes:
 
             self._prior = LMPrior(FrozenLM.load(self.lm_name, device=self.device))
         return self._prior
-
-
-def comma_separated(value: str) -> list[str]:
-    """The parts of an option's value, each once."""
-    return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
-
-
-def whole_numbers(value: str, option: str) -> list[int]:
-    """The whole numbers in an option's value; raises `UserError` for anything else and for none."""
-    try:
-        numbers = [int(part) for part in comma_separated(value)]
-    except ValueError:
-        numbers = []
-    if not numbers:
-        raise UserError(f"{option} {value or '(nothing)'}: give whole numbers separated by commas")
-    return numbers

@@ -13,7 +13,8 @@ import numpy as np
 from lsm.bench.roundtrip import Board, CodeRead, add_noise
 from lsm.codes.alphabet import Alphabet
 from lsm.codes.superposition import Codes
-from lsm.commands.residual import CodeRecipe, comma_separated, whole_numbers
+from lsm.commands.residual import CodeRecipe
+from lsm.commands.values import comma_separated, whole_numbers
 from lsm.decode.code_prior import LMPrior, Prior, previous_prior, semantic_prior
 from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader
 from lsm.decode.code_search import Rung

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lsm.bench.roundtrip import Board, CodeRead, add_noise
-from lsm.commands.residual import whole_numbers
+from lsm.commands.values import whole_numbers
 from lsm.errors import UserError
 
 if TYPE_CHECKING:

@@ -24,6 +24,18 @@ def plot_next_sentence(rows: Sequence[dict[str, Any]], path: Path, *, ours: str 
     return _bars(rows, labels, panels, path, ours=ours, title="True next sentence among the held-out ones")
 
 
+def plot_context_curve(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Mean reciprocal rank and cosine against how much of the context the model reads, or reads in order."""
+    panels = []
+    for metric, label in (("mrr", "mean reciprocal rank"), ("cosine", "cosine to the truth")):
+        curves = {}
+        for kind in ("truncated", "shuffled beyond"):
+            mine = sorted((row["length"], row[metric]) for row in rows if row["context"] in (kind, "whole"))
+            curves[kind] = ([n for n, _ in mine], [value for _, value in mine])
+        panels.append(Panel(label, "last sentences as they are", label, curves))
+    return plot_curves(panels, path, title="What the model uses of its context")
+
+
 def plot_roundtrip(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     """Exact match, BLEU, token F1 and both cosines of every decoder and its controls, with intervals."""
     panels = (

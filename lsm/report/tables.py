@@ -39,6 +39,17 @@ NEXT_SENTENCE = (
     Column("effective_rank", "effective\nrank", "count"),
     Column("mean_pairwise_cosine", "pairwise\ncosine", "share"),
 )
+CONTEXT_CURVE = (
+    Column("context", "context", "text"),
+    Column("length", "sentences", "count"),
+    Column("n", "n", "count"),
+    Column("recall_at_10", "recall\n@10", "share"),
+    Column("mrr", "MRR", "share"),
+    Column("contrastive_accuracy", "contrastive\naccuracy", "share"),
+    Column("cosine", "cosine", "share"),
+    Column("lead_mrr", "whole context's\nlead in MRR", "share", interval=True),
+    Column("lead_cosine", "lead in\ncosine", "share", interval=True),
+)
 DIFFERENCE = (
     Column("compared", "compared", "text"),
     Column("recall_at_1", "recall@1", "share", interval=True),

@@ -44,6 +44,23 @@ def test_another_corpus_with_fitted_controls(
     assert "recall" in outcome.stdout and "best control" in outcome.stdout
 
 
+def test_the_context_curve_pairs_every_length(run_cli: Callable, model_folder: Path, held_out_corpus: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", model_folder, "--corpus", held_out_corpus, "--resamples", 20]
+    outcome = run_cli(*asked, "--context-curve", "1,3", "--json", tmp_path / "scores.json", "--plots", tmp_path)
+    assert outcome.code == 0, outcome.stderr
+    rows = json.loads((tmp_path / "scores.json").read_text())["results"]["context_curve"]
+    assert [(row["context"], row["length"]) for row in rows[1:]] == [
+        ("truncated", 1), ("shuffled beyond", 1), ("truncated", 3), ("shuffled beyond", 3)
+    ]  # fmt: skip
+    assert rows[0]["context"] == "whole" and rows[0]["lead_mrr"] == 0 and len({row["n"] for row in rows}) == 1
+    for row in rows:
+        assert row["lead_cosine"] == pytest.approx(rows[0]["cosine"] - row["cosine"], abs=1e-9)
+    assert (tmp_path / "context-curve.png").stat().st_size > 1000
+    for lengths, message in (("0", "at least 1"), ("5000", "looks back on"), ("x", "whole numbers")):
+        outcome = run_cli(*asked, "--context-curve", lengths)
+        assert outcome.code == 2 and message in outcome.stderr
+
+
 def test_without_training_corpus_nothing_is_fitted(run_cli: Callable, model_folder: Path, held_out_corpus: Path, tmp_path: Path) -> None:
     where = tmp_path / "scores.json"
     outcome = run_cli("evaluate", model_folder, "--corpus", held_out_corpus, "--json", where, "--resamples", 0, "--limit-documents", 3)

@@ -13,6 +13,7 @@ from lsm.bench.controls import (
     other_documents_context,
     running_mean,
     shuffled_order,
+    truncated,
     untuned_controls,
 )
 from lsm.bench.next_sentence import make_queries, measure, score_predictors
@@ -160,6 +161,30 @@ def test_shuffled_order_asks_few_places_and_pairs_with_the_rest() -> None:
     model, control = board.rows(resamples=10)
     assert 0 < control["n"] <= 12 < model["n"]
     assert np.isfinite(board.difference("model", "shuffled", resamples=10)["cosine"].value)
+
+
+def test_truncated_and_shuffled_contexts_read_what_they_say() -> None:
+    z_SD = np.arange(20, dtype=np.float32)[:, None] + np.ones(3, dtype=np.float32)
+    common = {"positions": 50, "minimum_context": 8, "seed": 1}
+    weighed = np.float32([0.1, 1, 10, 100])
+
+    def predict_rows(z_BSD: np.ndarray) -> np.ndarray:
+        """The sum of all that was read, and of the last three by their places."""
+        total = np.cumsum(z_BSD[..., :1], axis=1)
+        last = sum(w * np.pad(z_BSD[..., 1:2], ((0, 0), (k, 0), (0, 0)))[:, : z_BSD.shape[1]] for k, w in enumerate(weighed[:3]))
+        return np.concatenate([total, last, last], axis=-1)
+
+    whole = truncated(predict_rows, context=20, **common)(z_SD)
+    short = truncated(predict_rows, context=3, **common)(z_SD)
+    intact = shuffled_order(predict_rows, context=20, intact=3, **common)(z_SD)
+    loose = shuffled_order(predict_rows, context=20, intact=2, **common)(z_SD)
+    asked = ~np.isnan(whole[:, 0])
+    assert asked.sum() == 12 and all((~np.isnan(other[:, 0]) == asked).all() for other in (short, intact, loose))
+    places = np.flatnonzero(asked)
+    np.testing.assert_allclose(whole[asked, 0], [(z_SD[: s + 1, 0]).sum() for s in places], rtol=1e-6)
+    np.testing.assert_allclose(short[asked, 0], [z_SD[s - 2 : s + 1, 0].sum() for s in places], rtol=1e-6)
+    np.testing.assert_allclose(intact[asked], whole[asked], rtol=1e-6)
+    assert (np.abs(loose[asked, 0] - whole[asked, 0]) < 1e-3).all() and (loose[asked, 1] != whole[asked, 1]).any()
 
 
 def test_running_means_weigh_as_they_say() -> None:
