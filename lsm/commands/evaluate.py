@@ -8,7 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from lsm.commands.residual import whole_numbers
+from lsm.commands.values import whole_numbers
 from lsm.config import CommonOptions
 
 
