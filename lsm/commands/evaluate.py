@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
 from lsm.commands.values import whole_numbers
 from lsm.config import CommonOptions
+
+if TYPE_CHECKING:
+    from lsm.latent.transformer import LatentTransformer
 
 
 @dataclass(kw_only=True)
@@ -31,6 +34,14 @@ class Options(CommonOptions):
     context_curve: str = ""
     """Numbers such as 1,5,20,100: also try the model with only the last so many sentences, and with all before them in random order, on
     --shuffled-positions places that have more behind them."""
+    cloze: Path | None = None
+    """Stories with two endings (.jsonl[.gz]: sentences, endings, right = 1 or 2): also choose by the predicted vector (Story Cloze)."""
+    cloze_stories: int | None = None
+    """Choose in no more than so many stories."""
+    cloze_lm: str | None = None
+    """Also let this frozen LM choose, by likelihood."""
+    encoder: str | None = None
+    """Where the encoder of the stories lies, when it is not the asset of the model's."""
     resamples: int = 1000
     """Bootstrap resamples of documents behind each 95 % interval; 0 = no intervals."""
     plots: Path | None = None
@@ -52,12 +63,15 @@ def run(options: Options) -> dict[str, Any]:
         ("--limit-documents", options.limit_documents, 1),
         ("--resamples", options.resamples, 0),
         ("--shuffled-positions", options.shuffled_positions, 0),
+        ("--cloze-stories", options.cloze_stories, 1),
     ):
         if value is not None and value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
     lengths = whole_numbers(options.context_curve, "--context-curve") if options.context_curve else []
     if lengths and min(lengths) < 1:
         raise UserError(f"--context-curve {options.context_curve}: each number must be at least 1")
+    if options.cloze is None and (options.cloze_lm or options.cloze_stories):
+        raise UserError("--cloze-lm and --cloze-stories need --cloze FILE")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
     corpus = Corpus.open(options.corpus)
@@ -103,9 +117,34 @@ def run(options: Options) -> dict[str, Any]:
 
             print(f"plot in {plot_context_curve(curve, options.plots / 'context-curve.png')}")
     return {
+        "cloze": _cloze(options, model) if options.cloze else [],
         "context_curve": curve,
         "rows": rows,
         "differences": compared,
         "best_control": evaluation.best_control(rows),
         "notes": judged.notes,
     }
+
+
+def _cloze(options: Options, model: LatentTransformer) -> list[dict[str, Any]]:
+    from lsm.bench import cloze
+    from lsm.bench.evaluation import rows_predictor
+    from lsm.corpus.format import require_same_space
+    from lsm.encode.encoder import load_encoder
+    from lsm.progress import Progress
+    from lsm.report import tables
+
+    assert options.cloze is not None
+    stories = cloze.read_stories(options.cloze, limit=options.cloze_stories)
+    encoder = load_encoder(options.encoder or model.config.encoder["name"], device=options.device)
+    require_same_space(encoder.fingerprint(), model.config.encoder, what=f"--encoder {encoder.name}")
+    leads = cloze.leads_by_vectors(stories, lambda texts: encoder.encode(texts).vectors, rows_predictor(model))
+    if options.cloze_lm:
+        from lsm.lm.frozen import FrozenLM
+
+        lm = FrozenLM.load(options.cloze_lm, device=model.mask_vector.device)
+        with Progress("LM reads", len(stories), "stories", quiet=options.quiet) as progress:
+            leads |= cloze.leads_by_likelihood(stories, lm, progress.advance)
+    rows = cloze.score(leads, resamples=options.resamples, seed=options.seed)
+    tables.show(rows, tables.CLOZE, title=f"Which of two endings ({len(stories):,} stories)")
+    return rows

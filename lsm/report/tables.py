@@ -39,6 +39,12 @@ NEXT_SENTENCE = (
     Column("effective_rank", "effective\nrank", "count"),
     Column("mean_pairwise_cosine", "pairwise\ncosine", "share"),
 )
+CLOZE = (
+    Column("predictor", "chosen by", "text"),
+    Column("n", "stories", "count"),
+    Column("accuracy", "accuracy", "share", interval=True),
+    Column("lead_accuracy", "the model's\nlead", "share", interval=True),
+)
 CONTEXT_CURVE = (
     Column("context", "context", "text"),
     Column("length", "sentences", "count"),
