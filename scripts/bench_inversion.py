@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="minilm")
     parser.add_argument("--independent", default="wordllama", help="encoder that took no part")
     parser.add_argument("--index", type=Path, help="phrase store of training text; FILE.phrases beside it is used too")
+    parser.add_argument("--adapter", help="prefix adapter for the encoder; default: the shipped one, if there is one")
     parser.add_argument("--corrector", type=Path, help="folder of a corrector for the encoder")
     parser.add_argument(
         "--decoders",
@@ -74,7 +75,7 @@ def main() -> None:
 
     def source(name: str, calls: int) -> DecoderSource:
         return DecoderSource(
-            encoder=encoder.fingerprint(), index=options.index, corrector=options.corrector if "corrector" in name else None,
+            encoder=encoder.fingerprint(), index=options.index, adapter=options.adapter, corrector=options.corrector if "corrector" in name else None,
             encode=lambda some: encoder.encode(some).vectors, encoder_calls=calls, beam=4 if name.endswith("+beam") else 1,
         )  # fmt: skip
 
