@@ -75,7 +75,8 @@ def main() -> None:
 
     def source(name: str, calls: int) -> DecoderSource:
         return DecoderSource(
-            encoder=encoder.fingerprint(), index=options.index, adapter=options.adapter, corrector=options.corrector if "corrector" in name else None,
+            encoder=encoder.fingerprint(), index=options.index, adapter=options.adapter,
+            corrector=options.corrector if "corrector" in name else None,
             encode=lambda some: encoder.encode(some).vectors, encoder_calls=calls, beam=4 if name.endswith("+beam") else 1,
         )  # fmt: skip
 
