@@ -12,6 +12,7 @@ from lsm.commands.values import whole_numbers
 from lsm.config import CommonOptions
 
 if TYPE_CHECKING:
+    from lsm.bench.evaluation import Documents
     from lsm.latent.transformer import LatentTransformer
 
 
@@ -34,6 +35,10 @@ class Options(CommonOptions):
     context_curve: str = ""
     """Numbers such as 1,5,20,100: also try the model with only the last so many sentences, and with all before them in random order, on
     --shuffled-positions places that have more behind them."""
+    rollout: int = 0
+    """Also feed predictions back as if they had been read, so many sentences on, in up to 20 documents that are long enough."""
+    rollout_read: int = 10
+    """Sentences that are read before a roll-out."""
     cloze: Path | None = None
     """Stories with two endings (.jsonl[.gz]: sentences, endings, right = 1 or 2): also choose by the predicted vector (Story Cloze)."""
     cloze_stories: int | None = None
@@ -64,6 +69,8 @@ def run(options: Options) -> dict[str, Any]:
         ("--resamples", options.resamples, 0),
         ("--shuffled-positions", options.shuffled_positions, 0),
         ("--cloze-stories", options.cloze_stories, 1),
+        ("--rollout", options.rollout, 0),
+        ("--rollout-read", options.rollout_read, 1),
     ):
         if value is not None and value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
@@ -118,6 +125,7 @@ def run(options: Options) -> dict[str, Any]:
             print(f"plot in {plot_context_curve(curve, options.plots / 'context-curve.png')}")
     return {
         "cloze": _cloze(options, model) if options.cloze else [],
+        "drift": _drift(options, model, judged.held_out) if options.rollout else [],
         "context_curve": curve,
         "rows": rows,
         "differences": compared,
@@ -147,4 +155,20 @@ def _cloze(options: Options, model: LatentTransformer) -> list[dict[str, Any]]:
             leads |= cloze.leads_by_likelihood(stories, lm, progress.advance)
     rows = cloze.score(leads, resamples=options.resamples, seed=options.seed)
     tables.show(rows, tables.CLOZE, title=f"Which of two endings ({len(stories):,} stories)")
+    return rows
+
+
+def _drift(options: Options, model: LatentTransformer, documents: Documents) -> list[dict[str, Any]]:
+    from lsm.bench import drift
+    from lsm.progress import Progress
+    from lsm.report import tables
+
+    with Progress("rolling out", None, "sentences", quiet=options.quiet) as progress:
+        found = drift.roads(model, documents, read=options.rollout_read, n=options.rollout, advance=progress.advance)
+    rows = drift.measure(found, resamples=options.resamples, seed=options.seed)
+    tables.show(rows, tables.DRIFT, title=f"Roll-outs of {rows[0]['n_documents']} documents after {options.rollout_read} sentences")
+    if options.plots:
+        from lsm.report.plots import plot_drift
+
+        print(f"plot in {plot_drift(rows, options.plots / 'drift.png')}")
     return rows

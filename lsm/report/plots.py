@@ -36,6 +36,24 @@ def plot_context_curve(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     return plot_curves(panels, path, title="What the model uses of its context")
 
 
+def plot_drift(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Each measure of roll-outs against the number of steps, one line a way."""
+    named = {
+        "cosine_truth": "cosine to the truth",
+        "cosine_start": "cosine to what was read",
+        "cosine_before": "cosine to the vector before",
+        "l2_nearest": "distance to the nearest sentence",
+    }
+    panels = []
+    for metric, label in named.items():
+        curves = {}
+        for way in dict.fromkeys(row["way"] for row in rows):
+            mine = [(row["last_step"], row[metric]) for row in rows if row["way"] == way]
+            curves[way] = ([step for step, _ in mine], [value for _, value in mine])
+        panels.append(Panel(label, "steps", label, curves, log_x=True))
+    return plot_curves(panels, path, title="Free-running roll-outs")
+
+
 def plot_roundtrip(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     """Exact match, BLEU, token F1 and both cosines of every decoder and its controls, with intervals."""
     panels = (

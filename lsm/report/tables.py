@@ -39,6 +39,15 @@ NEXT_SENTENCE = (
     Column("effective_rank", "effective\nrank", "count"),
     Column("mean_pairwise_cosine", "pairwise\ncosine", "share"),
 )
+DRIFT = (
+    Column("way", "goes on as", "text"),
+    Column("steps", "steps", "text"),
+    Column("cosine_truth", "cosine to\nthe truth", "share", interval=True),
+    Column("cosine_start", "to what\nwas read", "share"),
+    Column("cosine_before", "to the one\nbefore", "share"),
+    Column("l2_nearest", "l2 to nearest\nsentence", "share"),
+    Column("effective_rank", "effective\nrank", "count"),
+)
 CLOZE = (
     Column("predictor", "chosen by", "text"),
     Column("n", "stories", "count"),
