@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_stories(path: Path, *, limit: int | None = None) -> list[Story]:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
             for line in itertools.islice(lines, limit):
                 stories.append(_story(line, f"{path}, line {len(stories) + 1}"))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); name a .jsonl or .jsonl.gz file of stories") from error
     if not stories:
         raise UserError(f"{path} holds no story")
@@ -56,14 +57,18 @@ def read_stories(path: Path, *, limit: int | None = None) -> list[Story]:
 def _story(line: str, where: str) -> Story:
     try:
         row = json.loads(line)
-        story = Story(list(row["sentences"]), list(row["endings"]), int(row["right"]) - 1)
-        texts = [*story.sentences, *story.endings]
-        if story.sentences and len(story.endings) == 2 and story.right in (0, 1) and all(isinstance(text, str) for text in texts):
-            return story
-        reason = "sentences, two endings and right = 1 or 2 are needed"
-    except (ValueError, KeyError, TypeError) as error:
+        sentences, endings, right = row["sentences"], row["endings"], row["right"]
+        lists = isinstance(sentences, list) and isinstance(endings, list) and len(sentences) > 0 and len(endings) == 2
+        if lists and type(right) is int and right in (1, 2) and all(map(_is_text, (*sentences, *endings))):
+            return Story(sentences, endings, right - 1)
+        reason = "a list of sentences, a list of two endings and right = 1 or 2 are needed, no text blank"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__} {error}"[:100]
     raise UserError(f"{where}: no story ({reason}); each line is an object with sentences, endings and right")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def leads_by_vectors(
@@ -77,11 +82,11 @@ def leads_by_vectors(
     """
     texts = [text for story in stories for text in (*story.sentences, *story.endings)]
     ends = np.cumsum([len(story.sentences) + 2 for story in stories])
-    documents = np.split(_unit(encode(texts)), ends[:-1])
+    documents = np.split(np.asarray(encode(texts), dtype=np.float32), ends[:-1])
     expected = {MODEL: _after(documents, predict_rows)}
     for name, control in untuned_controls().items():
         expected[name] = np.stack([np.asarray(control(z_SD[:-2]))[-1] for z_SD in documents])
-    endings_N2D = np.stack([z_SD[-2:] for z_SD in documents])
+    endings_N2D = np.stack([_unit(z_SD[-2:]) for z_SD in documents])
     return {name: _leads(np.einsum("ned,nd->ne", endings_N2D, _unit(z_ND)), stories) for name, z_ND in expected.items()}
 
 

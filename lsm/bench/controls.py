@@ -5,6 +5,7 @@ Letters: S sentences of a document, D vector width, F features.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -97,24 +98,42 @@ def other_documents_context(predictor: Predictor, documents: Sequence[np.ndarray
     return predict
 
 
-def shuffled_order(
-    predict_rows: PredictRows, *, context: int, positions: int, minimum_context: int, seed: int, intact: int = 0
-) -> Predictor:
+Places = Callable[[np.ndarray], np.ndarray]
+"""Document z_SD → the places s to try in it: the same at every call."""
+
+
+def random_places(positions: int, minimum_context: int, seed: int) -> Places:
+    """`positions` of each document's places, drawn by the document."""
+
+    def places(z_SD: np.ndarray) -> np.ndarray:
+        every = np.arange(minimum_context - 1, len(z_SD) - 1)
+        return np.random.default_rng([seed, _key(z_SD)]).choice(every, size=min(positions, len(every)), replace=False)
+
+    return places
+
+
+def places_of(documents: Sequence[np.ndarray], document_Q: np.ndarray, position_Q: np.ndarray) -> Places:
+    """The places of some queries on `documents`."""
+    keys = [_key(z_SD) for z_SD in documents]
+    places: dict[int, list[int]] = {}
+    for g, s in zip(document_Q.tolist(), position_Q.tolist(), strict=True):
+        places.setdefault(keys[g], []).append(s)
+    return lambda z_SD: np.unique(places.get(_key(z_SD), np.zeros(0, np.int64))).astype(np.int64)
+
+
+def shuffled_order(predict_rows: PredictRows, *, context: int, places: Places, seed: int, intact: int = 0) -> Predictor:
     """A predictor over rows (causal) reading the last `context` sentences, all but the last `intact` of them in random order."""
 
     def arranged(start: int, stop: int, generator: np.random.Generator) -> np.ndarray:
         edge = max(start, stop - intact)
         return np.concatenate([generator.permutation(np.arange(start, edge)), np.arange(edge, stop)])
 
-    return _rearranged(predict_rows, arranged, context=context, positions=positions, minimum_context=minimum_context, seed=seed)
+    return _rearranged(predict_rows, arranged, context=context, places=places, seed=seed)
 
 
-def truncated(predict_rows: PredictRows, *, context: int, positions: int, minimum_context: int, seed: int) -> Predictor:
+def truncated(predict_rows: PredictRows, *, context: int, places: Places) -> Predictor:
     """A predictor over rows (causal) that reads the last `context` sentences and nothing before."""
-    return _rearranged(
-        predict_rows, lambda start, stop, _: np.arange(start, stop),
-        context=context, positions=positions, minimum_context=minimum_context, seed=seed,
-    )  # fmt: skip
+    return _rearranged(predict_rows, lambda start, stop, _: np.arange(start, stop), context=context, places=places, seed=0)
 
 
 def _rearranged(
@@ -122,24 +141,21 @@ def _rearranged(
     arranged: Callable[[int, int, np.random.Generator], np.ndarray],
     *,
     context: int,
-    positions: int,
-    minimum_context: int,
+    places: Places,
     seed: int,
 ) -> Predictor:
-    """Every position needs a row of its own, so only `positions` of them are tried in each document: the same for equal `seed` and
-    `minimum_context`."""
-    choosing, arranging = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    """Every place needs a row of its own, so only some are tried."""
+    generator = np.random.default_rng(seed)
 
     def predict(z_SD: np.ndarray) -> np.ndarray:
         predicted_SD = np.full(z_SD.shape, np.nan, dtype=np.float32)
-        places = np.arange(minimum_context - 1, len(z_SD) - 1)
-        chosen = choosing.choice(places, size=min(positions, len(places)), replace=False)
+        chosen = places(z_SD)
         if not len(chosen):
             return predicted_SD
         lengths = np.minimum(chosen + 1, context)
         rows_BSD = np.zeros((len(chosen), lengths.max(), z_SD.shape[1]), dtype=np.float32)
         for row_SD, s, length in zip(rows_BSD, chosen, lengths, strict=True):
-            row_SD[:length] = z_SD[arranged(s + 1 - length, s + 1, arranging)]
+            row_SD[:length] = z_SD[arranged(s + 1 - length, s + 1, generator)]
         predicted_SD[chosen] = predict_rows(rows_BSD)[np.arange(len(chosen)), lengths - 1]
         return predicted_SD
 
@@ -223,4 +239,4 @@ def _features(z_SD: np.ndarray) -> np.ndarray:
 
 
 def _key(z_SD: np.ndarray) -> int:
-    return hash(np.ascontiguousarray(z_SD, dtype=np.float32).tobytes())
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(z_SD, dtype=np.float32).tobytes(), digest_size=8).digest(), "little")

@@ -30,6 +30,7 @@ class Roads:
     """What was read of each document, and the ways in which it goes on."""
 
     read_GSD: np.ndarray
+    """Unit vectors."""
     ways: dict[str, np.ndarray]
     """Name → [G, N, D]: unit vectors."""
     real_MD: np.ndarray
@@ -44,22 +45,28 @@ def roads(
     Raises:
         UserError: no document has read + n sentences.
     """
+    require_long_enough(documents, read + n, n)
     every = documents.vectors()
     long_enough = [z_SD for z_SD in every if len(z_SD) >= read + n][:limit]
-    if not long_enough:
-        longest = max(map(len, every), default=0)
-        raise UserError(
-            f"--rollout {n}: no judged document has {read + n} sentences ({read} are read first; the longest has {longest}); ask for fewer"
-        )
     real_GND = np.stack([_unit(z_SD[read : read + n]) for z_SD in long_enough])
     read_GSD = np.stack([_unit(z_SD[:read]) for z_SD in long_enough])
     planned = []
-    for z_SD in read_GSD:
-        planned.append(rollout(model, torch.from_numpy(z_SD), n).cpu().numpy())
+    for z_SD in long_enough:
+        planned.append(rollout(model, torch.from_numpy(np.asarray(z_SD[:read], dtype=np.float32)), n).cpu().numpy())
         advance(n)
     standing_GND = np.repeat(read_GSD[:, -1:], n, axis=1)
     ways = {MODEL: np.stack(planned), REAL: real_GND, STANDING: standing_GND}
     return Roads(read_GSD, ways, _unit(np.concatenate(every)))
+
+
+def require_long_enough(documents: Documents, wanted: int, n: int) -> None:
+    """Raise `UserError` unless a document has `wanted` sentences, to be read and then planned, the latter `n` of them."""
+    longest = max(map(len, documents.vectors()), default=0)
+    if longest < wanted:
+        raise UserError(
+            f"--rollout {n}: no judged document has {wanted} sentences ({wanted - n} are read first, the longest has {longest}); "
+            "ask for fewer"
+        )
 
 
 def measure(found: Roads, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:

@@ -13,9 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsm.bench.controls import fit_controls, other_documents_context, shuffled_order, truncated, untuned_controls
+from lsm.bench.controls import (
+    fit_controls,
+    other_documents_context,
+    places_of,
+    random_places,
+    shuffled_order,
+    truncated,
+    untuned_controls,
+)
 from lsm.bench.intervals import as_row
-from lsm.bench.next_sentence import Scoreboard, measure
+from lsm.bench.next_sentence import Scoreboard, make_queries, measure
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
 from lsm.errors import UserError
@@ -132,8 +140,7 @@ def evaluate(
         ORDER_SHUFFLED: shuffled_order(
             predict_rows,
             context=model.context,
-            positions=-(-shuffled_positions // len(documents)),
-            minimum_context=minimum_context,
+            places=random_places(-(-shuffled_positions // len(documents)), minimum_context, seed),
             seed=seed,
         ),
         **({OTHER_CONTEXT: other_documents_context(predict, documents)} if len(documents) > 1 else {}),
@@ -156,21 +163,19 @@ def context_curve(
     Raises:
         UserError: no judged document is longer than the largest length, or the model's context is not.
     """
-    farthest = max(lengths)
+    require_long_enough(model, judged, farthest := max(lengths))
     documents, parts = judged.held_out.vectors(), judged.held_out.parts()
-    if farthest >= model.context:
-        raise UserError(f"--context-curve {farthest}: the model looks back on {model.context} sentences; ask for fewer")
-    if not any((part_S[farthest + 1 :] == 0).any() for part_S in parts):
-        raise UserError(f"--context-curve {farthest}: no judged document of {judged.held_out.corpus.path} is longer; ask for fewer")
-    n_long = sum(len(part_S) > farthest + 1 for part_S in parts)
+    queries = make_queries(documents, parts, minimum_context=farthest + 1)
+    n_queries = len(queries.position_Q)
+    asked_P = np.random.default_rng(seed).choice(n_queries, size=min(positions, n_queries), replace=False)
+    places = places_of(documents, queries.document_Q[asked_P], queries.position_Q[asked_P])
     predict_rows = rows_predictor(model)
-    common = {"positions": -(-positions // n_long), "minimum_context": farthest + 1, "seed": seed}
-    predictors = {MODEL: truncated(predict_rows, context=model.context, **common)}
+    predictors = {MODEL: truncated(predict_rows, context=model.context, places=places)}
     labels: dict[str, tuple[int, str]] = {}
     for n in lengths:
         for kind, predictor in (
-            ("truncated", truncated(predict_rows, context=n, **common)),
-            ("shuffled beyond", shuffled_order(predict_rows, context=model.context, intact=n, **common)),
+            ("truncated", truncated(predict_rows, context=n, places=places)),
+            ("shuffled beyond", shuffled_order(predict_rows, context=model.context, intact=n, places=places, seed=seed)),
         ):
             predictors[f"{kind} {n}"] = predictor
             labels[f"{kind} {n}"] = n, kind
@@ -182,6 +187,14 @@ def context_curve(
         lead = as_row({f"lead_{metric}": estimate for metric, estimate in difference.items()})
         rows.append({"length": n, "context": kind, **row, **lead, "intervals": row["intervals"] | lead["intervals"]})
     return rows
+
+
+def require_long_enough(model: LatentTransformer, judged: Judged, farthest: int) -> None:
+    """Raise `UserError` unless a context curve up to `farthest` sentences can be drawn."""
+    if farthest >= model.context:
+        raise UserError(f"--context-curve {farthest}: the model looks back on {model.context} sentences; ask for fewer")
+    if not any((part_S[farthest + 1 :] == 0).any() for part_S in judged.held_out.parts()):
+        raise UserError(f"--context-curve {farthest}: no judged document of {judged.held_out.corpus.path} is longer; ask for fewer")
 
 
 def rows_predictor(model: LatentTransformer) -> Callable[[np.ndarray], np.ndarray]:

@@ -11,7 +11,7 @@ sphere. Equal candidates (the same sentence twice) share their ranks' mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ class Queries:
     position_Q: np.ndarray
     target_Q: np.ndarray
     """Row of the true next sentence among the candidates."""
+
+    def select(self, asked_Q: np.ndarray) -> Queries:
+        """Some of the queries, among the same candidates; bool [Q]."""
+        some = {name: getattr(self, name)[asked_Q] for name in ("document_Q", "position_Q", "target_Q")}
+        return replace(self, **some)
 
 
 @dataclass
@@ -117,8 +122,12 @@ def measure(
     for name, predictor in predictors.items():
         predicted = [_ask(predictor, z_SD, asked) for z_SD, asked in zip(documents, asked_by_document, strict=True) if len(asked)]
         predicted_QD = _unit(np.concatenate(predicted))
-        board.outcomes[name] = _rank(predicted_QD, queries)
-        board.spread[name] = spread(predicted_QD[~torch.isnan(predicted_QD[:, 0])])
+        answered_Q = ~torch.isnan(predicted_QD[:, 0])
+        found = _rank(predicted_QD[answered_Q], queries.select(answered_Q.numpy()))
+        board.outcomes[name] = {quantity: np.full(len(answered_Q), np.nan) for quantity in QUANTITIES}
+        for quantity, values in found.items():
+            board.outcomes[name][quantity][answered_Q.numpy()] = values
+        board.spread[name] = spread(predicted_QD[answered_Q])
         advance(name)
     return board
 
@@ -186,9 +195,6 @@ def _rank(predicted_QD: torch.Tensor, queries: Queries) -> dict[str, np.ndarray]
         outcome["cosine"][start:stop] = cosine_Q.numpy()
         outcome["l2"][start:stop] = (2 - 2 * cosine_Q).sqrt().numpy()
         outcome["l2_nearest"][start:stop] = (2 - 2 * nearest_Q).sqrt().numpy()
-    unasked = torch.isnan(predicted_QD[:, 0]).numpy()
-    for values in outcome.values():
-        values[unasked] = np.nan
     return outcome
 
 

@@ -31,8 +31,9 @@ class Options(CommonOptions):
     """Residual code to store beside the semantic vectors. superposition gives every sentence back word for word, certified; it is larger
     than its text, neither compression nor a space to plan in. learned is a trained, nested code that holds the first words of a sentence
     (the shipped one 24 tokens) for the frozen LM to read; nothing certifies it."""
-    residual_dims: int = 256
-    """Entries of a residual code; a long sentence takes several superposition codes. Of a learned code the first so many dims."""
+    residual_dims: int | None = None
+    """Entries of a superposition code, of which a long sentence takes several (default: 256), or how many of a learned code's dims to
+    keep, from the first on (default: all)."""
     learned_code: Path | None = None
     """Folder of the learned code; default: the shipped one for the encoder."""
     residual_bits: int = CodeRecipe.bits
@@ -43,7 +44,7 @@ class Options(CommonOptions):
     """Noise that the entries will carry (a channel, a model that predicts them), in root mean squares of them: superposition codes leave
     room for it."""
     residual_lm: str = DEFAULT_LM
-    """LM whose tokenizer a superposition code uses; its weights are not needed."""
+    """LM whose tokenizer a superposition code uses; its weights are not needed. Of a learned code: where its LM lies."""
     verify_codes: bool = False
     """Decode every superposition code when it is made, without an LM, and make it again until it gives its sentence back."""
     drop_text: bool = False
@@ -133,17 +134,22 @@ def _residual(options: Options, info: EncoderInfo) -> tuple[CodeRecipe | Learned
     if options.residual == "learned":
         from lsm.decode.shipped import find_learned_code
 
-        alien = {name: getattr(CodeRecipe, name) for name in ("bits", "seed", "noise")} | {"lm": DEFAULT_LM}
+        alien = {name: getattr(CodeRecipe, name) for name in ("bits", "seed", "noise")}
         set_here = [f"--residual-{name}" for name, default in alien.items() if getattr(options, f"residual_{name}") != default]
         if set_here := [*set_here, *(["--verify-codes"] if options.verify_codes else [])]:
-            raise UserError(f"{set_here[0]} belongs to superposition codes; --residual learned takes --residual-dims and --learned-code")
+            raise UserError(
+                f"{set_here[0]} belongs to superposition codes; --residual learned takes --residual-dims, --residual-lm and --learned-code"
+            )
         learned = LearnedRecipe(
-            folder=options.learned_code or find_learned_code(info.fingerprint), dims=options.residual_dims, device=info.device
+            folder=options.learned_code or find_learned_code(info.fingerprint),
+            dims=options.residual_dims,
+            lm=None if options.residual_lm == DEFAULT_LM else options.residual_lm,
+            device=info.device,
         )
         return learned, learned.fingerprint(info.fingerprint)
     recipe = CodeRecipe(
         lm=options.residual_lm,
-        dims=options.residual_dims,
+        dims=CodeRecipe.dims if options.residual_dims is None else options.residual_dims,
         bits=options.residual_bits,
         seed=options.residual_seed,
         noise=options.residual_noise,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ class Options(CommonOptions):
     """Positions in all, spread over the documents, at which the model is tried with its context in shuffled order; each costs a row."""
     context_curve: str = ""
     """Numbers such as 1,5,20,100: also try the model with only the last so many sentences, and with all before them in random order, on
-    --shuffled-positions places that have more behind them."""
+    --shuffled-positions places (at least one) that have more behind them."""
     rollout: int = 0
     """Also feed predictions back as if they had been read, so many sentences on, in up to 20 documents that are long enough."""
     rollout_read: int = 10
@@ -50,7 +51,7 @@ class Options(CommonOptions):
     resamples: int = 1000
     """Bootstrap resamples of documents behind each 95 % interval; 0 = no intervals."""
     plots: Path | None = None
-    """Folder for a bar chart (next-sentence.png)."""
+    """Folder for charts: next-sentence.png, and with the options above context-curve.png and drift.png."""
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -77,8 +78,8 @@ def run(options: Options) -> dict[str, Any]:
     lengths = whole_numbers(options.context_curve, "--context-curve") if options.context_curve else []
     if lengths and min(lengths) < 1:
         raise UserError(f"--context-curve {options.context_curve}: each number must be at least 1")
-    if options.cloze is None and (options.cloze_lm or options.cloze_stories):
-        raise UserError("--cloze-lm and --cloze-stories need --cloze FILE")
+    if options.cloze is None and (options.cloze_lm or options.cloze_stories or options.encoder):
+        raise UserError("--cloze-lm, --cloze-stories and --encoder need --cloze FILE")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
     corpus = Corpus.open(options.corpus)
@@ -91,6 +92,14 @@ def run(options: Options) -> dict[str, Any]:
     say(f"judging {options.model} on {len(judged.held_out.numbers)} documents ({device}: {why})", quiet=options.quiet)
     for text in judged.notes:
         note(text)
+    # What can be refused is refused before the long work.
+    if lengths:
+        evaluation.require_long_enough(model, judged, max(lengths))
+    if options.rollout:
+        from lsm.bench import drift
+
+        drift.require_long_enough(judged.held_out, options.rollout_read + options.rollout, options.rollout)
+    choose_endings = _chooser(options, model) if options.cloze else None
     with Progress("scoring", None, "predictors", quiet=options.quiet) as progress:
         board = evaluation.evaluate(
             model,
@@ -124,7 +133,7 @@ def run(options: Options) -> dict[str, Any]:
 
             print(f"plot in {plot_context_curve(curve, options.plots / 'context-curve.png')}")
     return {
-        "cloze": _cloze(options, model) if options.cloze else [],
+        "cloze": choose_endings() if choose_endings else [],
         "drift": _drift(options, model, judged.held_out) if options.rollout else [],
         "context_curve": curve,
         "rows": rows,
@@ -134,28 +143,37 @@ def run(options: Options) -> dict[str, Any]:
     }
 
 
-def _cloze(options: Options, model: LatentTransformer) -> list[dict[str, Any]]:
+def _chooser(options: Options, model: LatentTransformer) -> Callable[[], list[dict[str, Any]]]:
+    """Reads the stories and loads what chooses; called, it chooses and gives the rows."""
     from lsm.bench import cloze
     from lsm.bench.evaluation import rows_predictor
-    from lsm.corpus.format import require_same_space
+    from lsm.corpus.format import encoder_line, same_space
     from lsm.encode.encoder import load_encoder
+    from lsm.errors import UserError
+    from lsm.lm.frozen import FrozenLM
     from lsm.progress import Progress
     from lsm.report import tables
 
     assert options.cloze is not None
     stories = cloze.read_stories(options.cloze, limit=options.cloze_stories)
     encoder = load_encoder(options.encoder or model.config.encoder["name"], device=options.device)
-    require_same_space(encoder.fingerprint(), model.config.encoder, what=f"--encoder {encoder.name}")
-    leads = cloze.leads_by_vectors(stories, lambda texts: encoder.encode(texts).vectors, rows_predictor(model))
-    if options.cloze_lm:
-        from lsm.lm.frozen import FrozenLM
+    if not same_space(encoder.fingerprint(), model.config.encoder):
+        raise UserError(
+            f"--encoder {encoder.name} gives vectors of {encoder_line(encoder.fingerprint())}, the model reads those of "
+            f"{encoder_line(model.config.encoder)}; name that one"
+        )
+    lm = FrozenLM.load(options.cloze_lm, device=model.mask_vector.device) if options.cloze_lm else None
 
-        lm = FrozenLM.load(options.cloze_lm, device=model.mask_vector.device)
-        with Progress("LM reads", len(stories), "stories", quiet=options.quiet) as progress:
-            leads |= cloze.leads_by_likelihood(stories, lm, progress.advance)
-    rows = cloze.score(leads, resamples=options.resamples, seed=options.seed)
-    tables.show(rows, tables.CLOZE, title=f"Which of two endings ({len(stories):,} stories)")
-    return rows
+    def choose() -> list[dict[str, Any]]:
+        leads = cloze.leads_by_vectors(stories, lambda texts: encoder.encode(texts).vectors, rows_predictor(model))
+        if lm is not None:
+            with Progress("LM reads", len(stories), "stories", quiet=options.quiet) as progress:
+                leads |= cloze.leads_by_likelihood(stories, lm, progress.advance)
+        rows = cloze.score(leads, resamples=options.resamples, seed=options.seed)
+        tables.show(rows, tables.CLOZE, title=f"Which of two endings ({len(stories):,} stories)")
+        return rows
+
+    return choose
 
 
 def _drift(options: Options, model: LatentTransformer, documents: Documents) -> list[dict[str, Any]]:

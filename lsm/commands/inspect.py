@@ -26,7 +26,7 @@ class Options(CommonOptions):
     verify: bool = False
     """Read everything and compare it with its hashes."""
     text: bool = False
-    """Corpus only: print the documents, rebuilt from their sentences, or from the residual codes alone where there are some."""
+    """Corpus only: print the documents, rebuilt from their sentences, or from the superposition codes alone where there are some."""
     lm: str | None = None
     """Where the LM of the residual codes lies, when it is not the asset of its name."""
 
@@ -79,7 +79,7 @@ def _corpus(options: Options) -> dict[str, Any]:
     keys = ("n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated", "encoder", "residual", "parts", "segmentation")
     results = {"kind": "corpus", "whole": whole, "fingerprint": corpus.fingerprint, "n_shards": corpus.n_shards}
     results |= {key: manifest[key] for key in keys}
-    if options.text and (corpus.residual or {"kind": "learned"})["kind"] == "learned":
+    if options.text and (corpus.residual is None or corpus.residual["kind"] == "learned"):
         for doc in range(corpus.n_documents):
             sys.stdout.write(corpus.document_text(doc))
         return results

@@ -68,8 +68,10 @@ class LearnedRecipe:
     """Which learned code to make, and how much of it; picklable, for the workers."""
 
     folder: Path
-    dims: int
-    """Leading dims that are kept."""
+    dims: int | None = None
+    """Leading dims that are kept; None = all."""
+    lm: str | None = None
+    """Where its LM lies, of which only tokenizer and embeddings are needed; None = the asset of the name that the code carries."""
     device: str = "cpu"
 
     def code(self, encoder: dict[str, Any]) -> LearnedCode:
@@ -79,16 +81,19 @@ class LearnedRecipe:
 
         code = LearnedCode.from_pretrained(self.folder)
         require_same_space(code.home.adapter.encoder, encoder, what=f"learned code {self.folder}")
-        if not 1 <= self.dims <= code.settings.dims:
+        if self.dims is not None and not 1 <= self.dims <= code.settings.dims:
             raise UserError(f"--residual-dims {self.dims}: the learned code {self.folder} has 1 to {code.settings.dims}")
         return code
 
     def fingerprint(self, encoder: dict[str, Any]) -> dict[str, Any]:
         """What a corpus carries: which code, how many of its dims, and how they are stored."""
         from lsm.decode.learned_code import BOUND
+        from lsm.lm.tokens import load_tokens
 
-        whole = self.code(encoder).fingerprint()
-        return whole | {"dims": self.dims, "whole_dims": whole["dims"], "bits": 8, "scale": BOUND / 127}
+        code = self.code(encoder)
+        load_tokens(self.lm or code.home.adapter.lm["name"])  # before a worker misses it
+        whole = code.fingerprint()
+        return whole | {"dims": self.dims or whole["dims"], "whole_dims": whole["dims"], "bits": 8, "scale": BOUND / 127}
 
     def load_coder(self, encoder: SentenceEncoder) -> Coder:
         """Called in each encoding worker."""
@@ -98,7 +103,8 @@ class LearnedRecipe:
         from lsm.lm.frozen import FrozenLM
 
         code = self.code(encoder.fingerprint())
-        lm = FrozenLM.load(code.home.adapter.lm["name"], device=self.device)
+        lm = FrozenLM.load(self.lm or code.home.adapter.lm["name"], device=self.device)
+        lm.drop_layers()
         codec = LearnedCodec(lm, code, getattr(encoder, "token_states", None))
 
         def coder(texts: Sequence[str]) -> CodeArrays:

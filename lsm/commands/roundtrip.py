@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _DICTIONARY_SENTENCES = 500
 """Other sentences that there must be for a zstd dictionary."""
-_PROBED_AT_ONCE = 32
+_PROBED_AT_ONCE = 128
 """Sentences of the negation probe between two lines of progress."""
 
 

@@ -140,10 +140,11 @@ class Corpus:
         return np.searchsorted(self.starts, np.asarray(rows, dtype=np.int64), side="right") - 1
 
     def vectors(self, doc: int, part: str = "semantic") -> np.ndarray:
-        """Sentence vectors of a document, float16 [S, D], a view into the memory-mapped shard.
+        """Sentence vectors of a document, float16 [S, D].
 
         Args:
-            part: semantic, or residual for learned codes (in their own unit); superposition codes are no vectors: `residual_arrays`.
+            part: semantic, a view into the memory-mapped shard; or residual, a copy of its learned codes in their own unit
+                (superposition codes are no vectors: `residual_arrays`).
         """
         shard, first, stop = self._place(doc)
         return self._as_float16(self._shard_vectors(shard, part)[first:stop], part)
@@ -244,12 +245,13 @@ class Corpus:
         return stored if scale is None else (stored * np.float32(scale)).astype(np.float16)
 
     def _shard_vectors(self, shard: int, part: str) -> np.ndarray:
+        entry = self._part(part)
         if (shard, part) not in self._vectors:
             path = layout.shard_folder(self.path, shard) / f"{part}.npy"
             array = self._npy(path)
-            wanted = (self.manifest["shards"][shard]["n_sentences"], self._part_dim(part))
-            if array.shape != wanted or array.dtype != np.dtype(dtype := self._part(part)["dtype"]):
-                raise self._broken(path, f"{array.dtype} {array.shape} instead of {dtype} {wanted}")
+            wanted = (self.manifest["shards"][shard]["n_sentences"], int(entry["dim"]))
+            if array.shape != wanted or array.dtype != np.dtype(entry["dtype"]):
+                raise self._broken(path, f"{array.dtype} {array.shape} instead of {entry['dtype']} {wanted}")
             self._vectors[shard, part] = array
         return self._vectors[shard, part]
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 START = "A sentence from a text:\n"
 """What the LM reads before a text about which nothing else is known."""
 _DRAFTS_AT_ONCE = 16
+_TOKENS_AT_ONCE = 1024
+"""Their logits are [1024, V]."""
 
 
 class Session(Protocol):
@@ -102,9 +104,11 @@ class LMPrior:
     def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Weighed]]:
         keys = [(self.group(text), len(draft), a) for a, (text, draft) in enumerate(zip(texts_A.tolist(), drafts, strict=True))]
         for _, group in itertools.groupby(sorted(keys), key=lambda key: key[0]):
-            members = [a for _, _, a in group]
-            for start in range(0, len(members), _DRAFTS_AT_ONCE):  # of about one length: little padding is read
-                some = members[start : start + _DRAFTS_AT_ONCE]
+            members = [a for _, _, a in group]  # the shortest first: what is read together has little padding
+            while members:
+                longest = len(drafts[members[min(_DRAFTS_AT_ONCE, len(members)) - 1]])
+                size = max(1, min(_DRAFTS_AT_ONCE, _TOKENS_AT_ONCE // max(1, longest)))
+                some, members = members[:size], members[size:]
                 yield from zip(some, self._weigh(texts_A[some], [drafts[a] for a in some]), strict=True)
 
     @torch.inference_mode()

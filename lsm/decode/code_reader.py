@@ -26,6 +26,8 @@ _DEVIATIONS = 6.0
 """Standard deviations by which the distance between a noisy code and its text's may exceed what is expected."""
 _ROUNDING = 0.01
 """Nats that a draft's lead may be wrong by."""
+_DRAFTS, _FEW = 8, 4
+"""Most drafts of a text before it is read token by token, and the texts that may have so many whatever comes of them."""
 DRAFT_MARGIN = 20.0
 """Below so many nats a token too few drafts would be right."""
 
@@ -126,21 +128,34 @@ class CodeReader:
         return open_B[((codes.variant_B & IN_BYTES == 0) & (margin_B >= self._draft_margin))[open_B]]
 
     def _agreed(self, codes: Codes, batch: np.ndarray, prior: Prior, noise: float) -> dict[int, Found]:
-        """What comes back from those texts of `batch` in which the prior changes no token of what is read without it: reading token by
-        token would give the same."""
-        some = codes.select(batch)
-        search = Search(self._signs, some, PLAIN[0], None, noise)
-        drafts = [hypotheses[0][0] for hypotheses in search.run()]
+        """What comes back from texts of `batch` by drafts without the prior: where it would have read another token, the next draft begins
+        with that one. What reading token by token gives; left out is what is still contested when drafts no longer pay."""
         settled: dict[int, Found] = {}
-        for n, weighed in prior.weigh(batch, drafts):
-            # No token can gain more by the prior than the most probable one does.
-            doubtful_N = torch.tensor(np.flatnonzero(np.array(search.leads[n]) <= weighed.best_T - weighed.drafted_T + _ROUNDING))
-            draft_T = torch.tensor(drafts[n])
-            if doubtful_N.numel():
-                doubtful_N, draft_T = doubtful_N.to(prior.device), draft_T.to(prior.device)
-                if not torch.equal(search.choices(n, doubtful_N, weighed.everything_TV[doubtful_N]), draft_T[doubtful_N]):
-                    continue
-            settled[int(batch[n])] = self._judged(some, n, [(drafts[n], float(weighed.drafted_T.sum()))], True, noise)
+        begun: list[list[int]] = [[] for _ in batch]
+        for _ in range(_DRAFTS):
+            open_N, before = np.array([n for n, b in enumerate(batch.tolist()) if b not in settled]), len(settled)
+            if not len(open_N):
+                break
+            some = codes.select(batch[open_N])
+            search = Search(self._signs, some, PLAIN[0], None, noise)
+            drafts = [hypotheses[0][0] for hypotheses in search.run([begun[n] for n in open_N.tolist()])]
+            for a, weighed in prior.weigh(batch[open_N], drafts):
+                n, draft = int(open_N[a]), drafts[a]
+                # No token can gain more by the prior than the most probable one does.
+                doubtful_T = np.array(search.leads[a]) <= weighed.best_T - weighed.drafted_T + _ROUNDING
+                doubtful_T[: len(begun[n])] = False
+                places_M = torch.tensor(np.flatnonzero(doubtful_T), device=prior.device)
+                chosen_M = search.choices(a, places_M, weighed.everything_TV[places_M]).tolist() if len(places_M) else []
+                changed = [(t, symbol) for t, symbol in zip(places_M.tolist(), chosen_M, strict=True) if symbol != draft[t]]
+                if changed:
+                    t, symbol = changed[0]
+                    begun[n] = [*draft[:t], symbol]
+                else:
+                    settled[int(batch[n])] = self._judged(some, a, [(draft, float(weighed.drafted_T.sum()))], True, noise)
+                del weighed  # its logits, before the next ones are made
+            # Each draft costs the LM a pass over all tokens, which one step for many texts is not much slower than.
+            if len(open_N) > _FEW and len(settled) - before < len(open_N) / 4:
+                break
         return settled
 
     def _judged(self, some: Codes, b: int, hypotheses: list[tuple[list[int], float]], has_prior: bool, noise: float) -> Found:

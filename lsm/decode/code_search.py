@@ -9,6 +9,7 @@ decoding; the beam is its list decoding).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -66,7 +67,7 @@ class Search:
     def __init__(self, signs: Signs, codes: Codes, rung: Rung, session: Session | None, noise: float) -> None:
         self.codes, self.rung, self.session, device = codes, rung, session, signs.device
         self.leads: list[list[float]] = [[] for _ in range(len(codes))]
-        """Of each text that was read greedily: nats by which each token was ahead of the next best one."""
+        """Of each draft: nats by which each token was ahead of the next best one; infinity where it was known."""
         self.queries: list[list[Tensor]] = [[] for _ in range(len(codes))]
         """What was multiplied with every symbol's signs for it, [k]."""
         in_bytes = bool(codes.variant_B[0] & IN_BYTES)
@@ -100,9 +101,18 @@ class Search:
         self.amplitude_BT, self.noise_BT, self.opens_BT = (x.to(device) for x in (self.amplitude_BT, self.noise_BT, self.opens_BT))
 
     @torch.inference_mode()
-    def run(self) -> list[list[tuple[list[int], float]]]:
-        """Hypotheses of each text, best first: symbols and their log probability under the prior."""
+    def run(self, begun: Sequence[Sequence[int]] | None = None) -> list[list[tuple[list[int], float]]]:
+        """Hypotheses of each text, best first: symbols and their log probability under the prior.
+
+        Args:
+            begun: makes drafts, greedily and without a prior, and keeps what they were chosen by: the tokens that each text is known to
+                begin with.
+        """
+        assert begun is None or (self.rung.beam == 1 and self.session is None)
         n_texts, device = len(self.codes), self.values_CK.device
+        known_BT = torch.full_like(self.opens_BT, -1)
+        for b, symbols in enumerate(begun or ()):
+            known_BT[b, : len(symbols)] = torch.tensor(symbols, device=device)
         found: list[list[tuple[list[int], float]]] = [[] for _ in range(n_texts)]
         text_A = torch.arange(n_texts, device=device)
         history_AT = torch.zeros(n_texts, 0, dtype=torch.int64, device=device)
@@ -127,18 +137,18 @@ class Search:
             sign_AK = self.sign_BTK[text_A, t]
             amplitude_A1, noise_A1 = self.amplitude_BT[text_A, t, None], self.noise_BT[text_A, t, None]
             query_AK = rest_AK * sign_AK * (amplitude_A1 / noise_A1)
-            match_AV = query_AK @ self.codebook_VK.T
+            match_AV = None if begun is not None else query_AK @ self.codebook_VK.T
             prior_AV = None
-            if self.session is not None:
-                first = t == 0
-                prior_AV = self.session.step(None if first else rows_A, None if first else history_AT[:, -1])[:, : match_AV.shape[1]]
-                match_AV += prior_AV
-            elif self.special is not None:
-                match_AV[:, self.special] = -torch.inf
-            if self.rung.beam == 1:
-                for text, query_K in zip(text_A.tolist(), query_AK, strict=True):
-                    self.queries[text].append(query_K)
-            parent_A, symbol_A = self._best(match_AV, logp_A + done_A - rest_AK.square().sum(1) / (2 * noise_A1[:, 0]), text_A)
+            if match_AV is None:
+                parent_A, symbol_A = torch.arange(len(text_A), device=device), self._drafted(query_AK, known_BT[text_A, t], text_A)
+            else:
+                if self.session is not None:
+                    first = t == 0
+                    prior_AV = self.session.step(None if first else rows_A, None if first else history_AT[:, -1])[:, : match_AV.shape[1]]
+                    match_AV += prior_AV
+                elif self.special is not None:
+                    match_AV[:, self.special] = -torch.inf
+                parent_A, symbol_A = self._best(match_AV, logp_A + done_A - rest_AK.square().sum(1) / (2 * noise_A1[:, 0]), text_A)
             logp_A = logp_A[parent_A] + (prior_AV[parent_A, symbol_A] if prior_AV is not None else 0.0)
             rest_AK = rest_AK[parent_A] - amplitude_A1[parent_A] * sign_AK[parent_A] * self.codebook_VK[symbol_A]
             text_A, done_A = text_A[parent_A], done_A[parent_A]
@@ -149,17 +159,29 @@ class Search:
         return found
 
     def choices(self, text: int, places_N: Tensor, prior_NV: Tensor) -> Tensor:
-        """The symbols [N] that a prior would have chosen at some places of a text that was read greedily without one."""
+        """The symbols [N] that a prior would have chosen at some places of a draft."""
         match_NV = torch.stack([self.queries[text][t] for t in places_N.tolist()]) @ self.codebook_VK.T
         return (match_NV + prior_NV[:, : match_NV.shape[1]]).argmax(1)
+
+    def _drafted(self, query_AK: Tensor, known_A: Tensor, text_A: Tensor) -> Tensor:
+        """The next symbol of each draft: the known one, else the best."""
+        symbol_A, lead_A = known_A.clone(), torch.full(known_A.shape, torch.inf, device=known_A.device)
+        asked_M = (known_A < 0).nonzero().squeeze(1)
+        if asked_M.numel():
+            match_MV = query_AK[asked_M] @ self.codebook_VK.T
+            if self.special is not None:
+                match_MV[:, self.special] = -torch.inf
+            top_M2, best_M2 = match_MV.topk(2, dim=1)
+            symbol_A[asked_M], lead_A[asked_M] = best_M2[:, 0], top_M2[:, 0] - top_M2[:, 1]
+        for text, lead, query_K in zip(text_A.tolist(), lead_A.tolist(), query_AK, strict=True):
+            self.leads[text].append(lead)
+            self.queries[text].append(query_K)
+        return symbol_A
 
     def _best(self, match_AV: Tensor, base_A: Tensor, text_A: Tensor) -> tuple[Tensor, Tensor]:
         """The next hypotheses, as (row they come from, symbol): the `beam` best of each text within `gap` of its best."""
         if self.rung.beam == 1:
-            top_A2, symbol_A2 = match_AV.topk(2, dim=1)
-            for text, lead in zip(text_A.tolist(), (top_A2[:, 0] - top_A2[:, 1]).tolist(), strict=True):
-                self.leads[text].append(lead)
-            return torch.arange(len(match_AV), device=match_AV.device), symbol_A2[:, 0]
+            return torch.arange(len(match_AV), device=match_AV.device), match_AV.argmax(1)
         top_AW, symbol_AW = match_AV.topk(min(self.rung.beam, match_AV.shape[1]), dim=1)
         score_AW = base_A[:, None] + top_AW
         parents, symbols = [], []

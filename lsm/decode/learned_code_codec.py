@@ -74,16 +74,6 @@ class LearnedCodec:
         """Which code this is."""
         return self.code.fingerprint()
 
-    def require(self, stored: dict[str, Any] | None, *, what: str) -> None:
-        """Raise `UserError` unless `what`, whose residual code is `stored`, holds leading dims of this code."""
-        wanted = self.fingerprint()
-        found = stored or {"kind": "no"}
-        if (found["kind"], found.get("sha256")) != (wanted["kind"], wanted["sha256"]):
-            raise UserError(
-                f"{what} holds {found['kind']} codes (sha256 {str(found.get('sha256'))[:12]}), the learned code at hand has sha256 "
-                f"{wanted['sha256'][:12]}; name the code it was encoded with (--learned-code), or encode it again"
-            )
-
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Coded:
         """Whole codes; a text's code is a function of the text alone, up to rounding."""

@@ -89,6 +89,10 @@ class FrozenLM:
     def dtype(self) -> torch.dtype:
         return self.head_VH.dtype
 
+    def drop_layers(self) -> None:
+        """Free the layers where only tokenizer and embeddings are wanted; nothing can be read after that."""
+        self._body.layers = nn.ModuleList()
+
     @property
     def n_layers(self) -> int:
         return len(self._body.layers)

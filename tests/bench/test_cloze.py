@@ -24,7 +24,7 @@ STORIES = [
 
 
 def encode(texts: Sequence[str]) -> np.ndarray:
-    return np.stack([2 * np.eye(3, dtype=np.float32)[AXES[text]] for text in texts])
+    return np.stack([(2 + AXES[text]) * np.eye(3, dtype=np.float32)[AXES[text]] for text in texts])
 
 
 def test_the_nearer_ending_is_chosen() -> None:
@@ -37,6 +37,7 @@ def test_the_nearer_ending_is_chosen() -> None:
     leads = cloze.leads_by_vectors(STORIES, encode, one_turn_on)
     # After south comes east, after north south, after east north (neither ending: a tie of the wrong kind).
     np.testing.assert_allclose(leads["model"], [-1, -1, 0])
+    assert sorted(np.unique(read[0])) == [0, 2, 3, 4]  # what is read is as the encoder gives it
     np.testing.assert_allclose(leads["last vector"], [1, 1, -1])
     assert read[0].shape == (3, 3, 3) and not read[0][2, 1:].any()  # endings are not read
     rows = {row["predictor"]: row for row in cloze.score(leads, resamples=100)}
@@ -74,7 +75,11 @@ def test_stories_are_read_up_to_the_limit(tmp_path: Path) -> None:
     assert cloze.read_stories(path, limit=2) == [cloze.Story(["a"], ["b", "c"], 1)] * 2
 
 
-BAD = [b"{", b"[]", b"\xff\xfe", {}, *(GOOD | wrong for wrong in ({"right": 3}, {"endings": ["b"]}, {"sentences": []}, {"sentences": [1]}))]
+WRONG = [
+    {"right": 3}, {"right": 1.0}, {"right": float("inf")}, {"endings": ["b"]}, {"endings": "bc"},
+    {"sentences": []}, {"sentences": [1]}, {"sentences": [" "]}, {"sentences": "a b"}, {"sentences": ["\ud800"]},
+]  # fmt: skip
+BAD = [b"{", b"[]", b"\xff\xfe", {}, b"[" * 100_000, *(GOOD | wrong for wrong in WRONG)]
 
 
 @pytest.mark.parametrize("row", BAD)
@@ -87,7 +92,10 @@ def test_a_missing_empty_or_cut_file_is_named(tmp_path: Path) -> None:
     cut = write(tmp_path / "cut.jsonl.gz", *[GOOD | {"sentences": [str(n)]} for n in range(500)])
     cut.write_bytes(cut.read_bytes()[:-40])
     (tmp_path / "empty.jsonl").touch()
-    for name in ("nowhere.jsonl", "empty.jsonl", "cut.jsonl.gz"):
+    flipped = bytearray(write(tmp_path / "flipped.jsonl.gz", GOOD, GOOD, GOOD).read_bytes())
+    flipped[20:30] = bytes(255 - byte for byte in flipped[20:30])
+    (tmp_path / "flipped.jsonl.gz").write_bytes(flipped)
+    for name in ("nowhere.jsonl", "empty.jsonl", "cut.jsonl.gz", "flipped.jsonl.gz"):
         with pytest.raises(UserError, match=name):
             cloze.read_stories(tmp_path / name)
 
@@ -103,4 +111,7 @@ def test_evaluate_chooses_endings(run_cli: Callable, model_folder: Path, held_ou
     assert {"model", "last vector", "chance", "LM stub, likelihood"} < {row["predictor"] for row in rows} and rows[0]["n"] == 2
     assert run_cli(*asked, "--cloze-lm", "stub").code == 2
     refused = run_cli(*asked, "--cloze", stories, "--encoder", "wordllama")
-    assert refused.code == 2 and "was encoded by" in refused.stderr
+    assert refused.code == 2 and "the model reads those of" in refused.stderr
+    for wrong in (["--cloze", tmp_path / "nowhere.jsonl"], ["--rollout", 400], ["--context-curve", 900]):
+        early = run_cli(*asked, *wrong)
+        assert early.code == 2 and "scoring" not in early.stderr

@@ -11,6 +11,8 @@ from lsm.bench.controls import (
     fit_controls,
     last_vector,
     other_documents_context,
+    places_of,
+    random_places,
     running_mean,
     shuffled_order,
     truncated,
@@ -156,7 +158,7 @@ def test_paired_difference_is_tighter_than_the_rows() -> None:
 
 def test_shuffled_order_asks_few_places_and_pairs_with_the_rest() -> None:
     documents, parts = random_documents(6)
-    shuffled = shuffled_order(last_vector, context=4, positions=2, minimum_context=3, seed=0)
+    shuffled = shuffled_order(last_vector, context=4, places=random_places(2, 3, 0), seed=0)
     board = measure(documents, parts, {"model": last_vector, "shuffled": shuffled})
     model, control = board.rows(resamples=10)
     assert 0 < control["n"] <= 12 < model["n"]
@@ -165,7 +167,7 @@ def test_shuffled_order_asks_few_places_and_pairs_with_the_rest() -> None:
 
 def test_truncated_and_shuffled_contexts_read_what_they_say() -> None:
     z_SD = np.arange(20, dtype=np.float32)[:, None] + np.ones(3, dtype=np.float32)
-    common = {"positions": 50, "minimum_context": 8, "seed": 1}
+    places = random_places(4, 8, 1)
     weighed = np.float32([0.1, 1, 10, 100])
 
     def predict_rows(z_BSD: np.ndarray) -> np.ndarray:
@@ -174,17 +176,35 @@ def test_truncated_and_shuffled_contexts_read_what_they_say() -> None:
         last = sum(w * np.pad(z_BSD[..., 1:2], ((0, 0), (k, 0), (0, 0)))[:, : z_BSD.shape[1]] for k, w in enumerate(weighed[:3]))
         return np.concatenate([total, last, last], axis=-1)
 
-    whole = truncated(predict_rows, context=20, **common)(z_SD)
-    short = truncated(predict_rows, context=3, **common)(z_SD)
-    intact = shuffled_order(predict_rows, context=20, intact=3, **common)(z_SD)
-    loose = shuffled_order(predict_rows, context=20, intact=2, **common)(z_SD)
+    ways = [
+        truncated(predict_rows, context=20, places=places),
+        truncated(predict_rows, context=3, places=places),
+        shuffled_order(predict_rows, context=20, intact=3, places=places, seed=1),
+        shuffled_order(predict_rows, context=20, intact=2, places=places, seed=1),
+    ]
+    other_SD = np.random.default_rng(0).standard_normal((15, 3)).astype(np.float32)
+    answered = [~np.isnan(way(other_SD)[:, 0]) for way in ways]
+    assert answered[0].sum() == 4 and all((others == answered[0]).all() for others in answered)
+    whole, short, intact, loose = (way(z_SD) for way in ways)
     asked = ~np.isnan(whole[:, 0])
-    assert asked.sum() == 12 and all((~np.isnan(other[:, 0]) == asked).all() for other in (short, intact, loose))
+    assert asked.sum() == 4 and all((~np.isnan(other[:, 0]) == asked).all() for other in (short, intact, loose))
     places = np.flatnonzero(asked)
     np.testing.assert_allclose(whole[asked, 0], [(z_SD[: s + 1, 0]).sum() for s in places], rtol=1e-6)
     np.testing.assert_allclose(short[asked, 0], [z_SD[s - 2 : s + 1, 0].sum() for s in places], rtol=1e-6)
     np.testing.assert_allclose(intact[asked], whole[asked], rtol=1e-6)
     assert (np.abs(loose[asked, 0] - whole[asked, 0]) < 1e-3).all() and (loose[asked, 1] != whole[asked, 1]).any()
+
+
+def test_only_the_places_of_the_queries_are_tried() -> None:
+    documents, parts = random_documents(5)
+    queries = make_queries(documents, parts, minimum_context=3)
+    some = np.random.default_rng(0).choice(len(queries.position_Q), size=9, replace=False)
+    places = places_of(documents, queries.document_Q[some], queries.position_Q[some])
+    board = measure(documents, parts, {"whole": last_vector, "some": truncated(last_vector, context=50, places=places)})
+    answered = ~np.isnan(board.outcomes["some"]["rank"])
+    assert np.array_equal(np.flatnonzero(answered), np.sort(some))
+    for quantity, values in board.outcomes["some"].items():
+        np.testing.assert_array_equal(values[answered], board.outcomes["whole"][quantity][answered])
 
 
 def test_running_means_weigh_as_they_say() -> None:

@@ -72,6 +72,22 @@ def test_bytes_are_those_of_the_specification(dims: int, bits: int, seed: int, s
     assert int(codes.checksum_B[0]) == int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
+def test_sums_beyond_float32_are_exact() -> None:
+    encoder, n = make(dims=16, bits=4), 2600
+    signs_VK, at_TK = token_signs(0, 256, 16), position_signs(0, 0, n, 16)
+    # Of the first entry all terms have one sign, odd amplitudes among them: its sum passes 2^24, where float32 knows even numbers only.
+    plus, minus = int(np.flatnonzero(signs_VK[:, 0] > 0)[0]), int(np.flatnonzero(signs_VK[:, 0] < 0)[0])
+    row = [plus if sign > 0 else minus for sign in at_TK[:, 0]]
+    amplitude_T = amplitudes(n, encoder.spec.fall_half_bits)
+    sums = amplitude_T @ (signs_VK[row].astype(np.int64) * at_TK)
+    assert sums[0] == amplitude_T.sum() > 2**24
+    terms_TK = (signs_VK[row] * at_TK).astype(np.float32)
+    assert (amplitude_T.astype(np.float32) @ terms_TK).astype(np.int64).tolist() != sums.tolist()
+    added = np.zeros((1, 16), dtype=np.int64)
+    encoder._add(added, [row], np.array([1], np.uint16), np.array([0], np.uint8))
+    assert added[0].tolist() == sums.tolist()
+
+
 @pytest.mark.parametrize("n", [1024, 1025, 3000])
 def test_sums_of_long_codes_are_exact(n: int) -> None:
     encoder = make(dims=16)

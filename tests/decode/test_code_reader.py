@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from lsm.codes.alphabet import Alphabet
 from lsm.codes.superposition import SALTS, Codes, SuperpositionEncoder
 from lsm.commands.roundtrip_codes import noisy
 from lsm.corpus.reader import Corpus
-from lsm.decode.code_prior import LMPrior, previous_prior
+from lsm.decode.code_prior import LMPrior, Session, Weighed, previous_prior
 from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader
 from lsm.decode.code_search import Rung
 from lsm.decode.verified import encode_verified
@@ -85,6 +85,32 @@ def test_drafted_is_token_by_token(lm: FrozenLM, dims: int, kind: str) -> None:
     assert drafted.texts == plain.texts and drafted.certified_B.tolist() == plain.certified_B.tolist()
     assert np.allclose(drafted.log_probability_B, plain.log_probability_B, rtol=1e-4, equal_nan=True)
     assert dims < 256 or it.read(codes, PLAIN).texts == plain.texts  # all of them were drafted well; of small codes, hardly any
+
+
+def test_few_contested_texts_are_drafted_until_the_prior_agrees(lm: FrozenLM) -> None:
+    texts, found = [f"Row {n} was read at {n * n * 7919}." for n in range(4)], []
+    it = reader(lm, dims=32)
+    codes = it.encoder.encode(texts, n_codes=[1] * len(texts))
+
+    class Watched(LMPrior):
+        """The LM's, which also says how often it weighed and how many texts it read token by token."""
+
+        weighed, begun = 0, 0
+
+        def weigh(self, texts_A: np.ndarray, drafts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Weighed]]:
+            self.weighed += 1
+            return super().weigh(texts_A, drafts)
+
+        def begin(self, texts_A: np.ndarray) -> Session:
+            self.begun += len(texts_A)
+            return super().begin(texts_A)
+
+    for least in (np.inf, -np.inf):
+        prior = Watched(lm)
+        found.append(CodeReader(it.encoder, draft_margin=least).read(codes, GREEDY, prior))
+    assert found[0].texts == found[1].texts
+    assert it.read(codes, PLAIN).texts != found[1].texts, "no draft was contested: the test tests nothing"
+    assert prior.weighed > 1 and prior.begun < len(texts)
 
 
 @pytest.mark.parametrize("text", ["a", "ab", "A fox waits by the sea."])
