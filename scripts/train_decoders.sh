@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prefix adapter, learned code and corrector for one encoder, on one GPU, one after the other; run it again to go on where it stopped.
+# Prefix adapter, corrector and learned code for one encoder, on one GPU, one after the other; run it again to go on where it stopped.
 #
 #     bash scripts/train_decoders.sh OUT INPUT...          training documents, as lsm reads them; not what you evaluate on
 #     DRY_RUN=1 bash scripts/train_decoders.sh OUT INPUT   the same path in a few steps, on any CPU

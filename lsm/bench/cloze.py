@@ -18,12 +18,14 @@ import numpy as np
 
 from lsm.bench import intervals
 from lsm.bench.controls import PredictRows, untuned_controls
+from lsm.bench.evaluation import MODEL
+from lsm.decode.vectors import unit
 from lsm.errors import UserError
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
 
-MODEL, CHANCE = "model", "chance"
+CHANCE = "chance"
 _ROWS_AT_ONCE = 64
 
 
@@ -86,8 +88,8 @@ def leads_by_vectors(
     expected = {MODEL: _after(documents, predict_rows)}
     for name, control in untuned_controls().items():
         expected[name] = np.stack([np.asarray(control(z_SD[:-2]))[-1] for z_SD in documents])
-    endings_N2D = np.stack([_unit(z_SD[-2:]) for z_SD in documents])
-    return {name: _leads(np.einsum("ned,nd->ne", endings_N2D, _unit(z_ND)), stories) for name, z_ND in expected.items()}
+    endings_N2D = np.stack([unit(z_SD[-2:]) for z_SD in documents])
+    return {name: _leads(np.einsum("ned,nd->ne", endings_N2D, unit(z_ND)), stories) for name, z_ND in expected.items()}
 
 
 def leads_by_likelihood(stories: Sequence[Story], lm: FrozenLM, advance: Callable[[int], None] = lambda n: None) -> dict[str, np.ndarray]:
@@ -141,8 +143,3 @@ def _leads(score_N2: np.ndarray, stories: Sequence[Story]) -> np.ndarray:
     right_N = np.array([story.right for story in stories])
     at_N = np.arange(len(stories))
     return (score_N2[at_N, right_N] - score_N2[at_N, 1 - right_N]).astype(np.float64)
-
-
-def _unit(z_ND: np.ndarray) -> np.ndarray:
-    z_ND = np.asarray(z_ND, dtype=np.float32)
-    return z_ND / np.maximum(np.linalg.norm(z_ND, axis=-1, keepdims=True), 1e-12)

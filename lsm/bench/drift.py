@@ -6,7 +6,7 @@ Letters: G documents, S sentences read before, N sentences planned, D vector wid
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from lsm.bench import intervals
 from lsm.bench.evaluation import MODEL, Documents
+from lsm.decode.vectors import unit
 from lsm.errors import UserError
 from lsm.latent.diagnostics import effective_rank
 from lsm.latent.rollout import rollout
@@ -26,7 +27,7 @@ _ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class Roads:
+class Rollouts:
     """What was read of each document, and the ways in which it goes on."""
 
     read_GSD: np.ndarray
@@ -37,9 +38,9 @@ class Roads:
     """Every sentence of the documents, to be near to."""
 
 
-def roads(
+def roll_out(
     model: LatentTransformer, documents: Documents, *, read: int, n: int, limit: int = 20, advance: Callable[[int], None] = lambda n: None
-) -> Roads:
+) -> Rollouts:
     """Roll out `n` sentences after the first `read` of each document that is long enough, of at most `limit` documents.
 
     Raises:
@@ -48,15 +49,15 @@ def roads(
     require_long_enough(documents, read + n, n)
     every = documents.vectors()
     long_enough = [z_SD for z_SD in every if len(z_SD) >= read + n][:limit]
-    real_GND = np.stack([_unit(z_SD[read : read + n]) for z_SD in long_enough])
-    read_GSD = np.stack([_unit(z_SD[:read]) for z_SD in long_enough])
+    real_GND = np.stack([unit(z_SD[read : read + n]) for z_SD in long_enough])
+    read_GSD = np.stack([unit(z_SD[:read]) for z_SD in long_enough])
     planned = []
     for z_SD in long_enough:
         planned.append(rollout(model, torch.from_numpy(np.asarray(z_SD[:read], dtype=np.float32)), n).cpu().numpy())
         advance(n)
     standing_GND = np.repeat(read_GSD[:, -1:], n, axis=1)
     ways = {MODEL: np.stack(planned), REAL: real_GND, STANDING: standing_GND}
-    return Roads(read_GSD, ways, _unit(np.concatenate(every)))
+    return Rollouts(read_GSD, ways, unit(np.concatenate(every)))
 
 
 def require_long_enough(documents: Documents, wanted: int, n: int) -> None:
@@ -69,17 +70,17 @@ def require_long_enough(documents: Documents, wanted: int, n: int) -> None:
         )
 
 
-def measure(found: Roads, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+def measure(found: Rollouts, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
     """Rows by way and span of steps, with 95 % intervals from resampling documents.
 
     Columns: cosine to the real sentence of the same place (`cosine_truth`), to the mean of what was read (`cosine_start`: 1 = never leaves
     it), to the vector before (`cosine_before`: 1 = stands still), Euclidean distance to the nearest real sentence of all judged documents
-    but the road's own place (`l2_nearest`: a plan off the manifold lies far from all), and effective rank of the span's vectors over all
+    but its own place (`l2_nearest`: a plan off the manifold lies far from all), and effective rank of the span's vectors over all
     documents (Roy & Vetterli 2007).
     """
     n_documents, n = found.ways[REAL].shape[:2]
     drawn_RG = intervals.draw(n_documents, resamples, seed)
-    start_GD = _unit(found.read_GSD.mean(1))
+    start_GD = unit(found.read_GSD.mean(1))
     edges = [edge for edge in _EDGES if edge < n] + [n]
     rows = []
     for way, z_GND in found.ways.items():
@@ -105,8 +106,3 @@ def _to_nearest(z_GND: np.ndarray, real_MD: np.ndarray, *, itself: bool) -> np.n
     flat_ND, real = torch.from_numpy(z_GND.reshape(-1, z_GND.shape[-1])), torch.from_numpy(real_MD)
     chunks = [(rows_ND @ real.T).topk(2 if itself else 1, dim=1).values[:, -1] for rows_ND in flat_ND.split(_ROWS_AT_ONCE)]
     return (2 - 2 * torch.cat(chunks).double().clamp(-1, 1)).sqrt().numpy().reshape(z_GND.shape[:2])
-
-
-def _unit(z_ND: Sequence[Any] | np.ndarray) -> np.ndarray:
-    z_ND = np.asarray(z_ND, dtype=np.float32)
-    return z_ND / np.maximum(np.linalg.norm(z_ND, axis=-1, keepdims=True), 1e-12)

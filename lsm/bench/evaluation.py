@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lsm.bench.controls import (
+    PredictRows,
     fit_controls,
     other_documents_context,
     places_of,
@@ -197,8 +198,8 @@ def require_long_enough(model: LatentTransformer, judged: Judged, farthest: int)
         raise UserError(f"--context-curve {farthest}: no judged document of {judged.held_out.corpus.path} is longer; ask for fewer")
 
 
-def rows_predictor(model: LatentTransformer) -> Callable[[np.ndarray], np.ndarray]:
-    """A latent transformer over rows: z_BSD → predicted_BSD."""
+def rows_predictor(model: LatentTransformer) -> PredictRows:
+    """A latent transformer over rows."""
 
     def predict(z_BSD: np.ndarray) -> np.ndarray:
         predicted_BSD = model.predict(torch.from_numpy(z_BSD)).float().cpu().numpy()

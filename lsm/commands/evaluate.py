@@ -182,7 +182,7 @@ def _drift(options: Options, model: LatentTransformer, documents: Documents) -> 
     from lsm.report import tables
 
     with Progress("rolling out", None, "sentences", quiet=options.quiet) as progress:
-        found = drift.roads(model, documents, read=options.rollout_read, n=options.rollout, advance=progress.advance)
+        found = drift.roll_out(model, documents, read=options.rollout_read, n=options.rollout, advance=progress.advance)
     rows = drift.measure(found, resamples=options.resamples, seed=options.seed)
     tables.show(rows, tables.DRIFT, title=f"Roll-outs of {rows[0]['n_documents']} documents after {options.rollout_read} sentences")
     if options.plots:

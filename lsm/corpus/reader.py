@@ -152,7 +152,7 @@ class Corpus:
     def vector_at(self, rows: Sequence[int] | np.ndarray, part: str = "semantic") -> np.ndarray:
         """Sentence vectors of any rows, float16 [B, D], in the order asked for."""
         rows = np.asarray(rows, dtype=np.int64)
-        out_BD = np.empty((len(rows), self._part_dim(part)), dtype=np.float16)
+        out_BD = np.empty((len(rows), int(self._part(part)["dim"])), dtype=np.float16)
         for shard, where, local in self._by_shard(rows):
             out_BD[where] = self._as_float16(self._shard_vectors(shard, part)[local], part)
         return out_BD
@@ -236,9 +236,6 @@ class Corpus:
                 "encode it again with --residual learned"
             )
         return found
-
-    def _part_dim(self, part: str) -> int:
-        return int(self._part(part)["dim"])
 
     def _as_float16(self, stored: np.ndarray, part: str) -> np.ndarray:
         scale = self._part(part)["scale"]

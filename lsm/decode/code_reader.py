@@ -153,7 +153,7 @@ class CodeReader:
                 else:
                     settled[int(batch[n])] = self._judged(some, a, [(draft, float(weighed.drafted_T.sum()))], True, noise)
                 del weighed  # its logits, before the next ones are made
-            # Each draft costs the LM a pass over all tokens, which one step for many texts is not much slower than.
+            # A draft costs the LM a pass over all tokens: where many stay contested, reading them token by token costs no more.
             if len(open_N) > _FEW and len(settled) - before < len(open_N) / 4:
                 break
         return settled

@@ -34,6 +34,6 @@ def check_vectors(z_BD: np.ndarray, dim: int, encoder: dict[str, Any], *, refuse
 
 
 def unit(z_BD: np.ndarray) -> np.ndarray:
-    """The vectors as float32 of unit length; zeros stay zeros."""
+    """The vectors [..., D] as float32 of unit length; zeros stay zeros."""
     z_BD = np.ascontiguousarray(z_BD, dtype=np.float32)
-    return z_BD / np.maximum(np.linalg.norm(z_BD, axis=1, keepdims=True), 1e-12)
+    return z_BD / np.maximum(np.linalg.norm(z_BD, axis=-1, keepdims=True), 1e-12)

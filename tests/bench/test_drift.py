@@ -1,4 +1,4 @@
-"""Roll-outs: known roads give known numbers, spans cover every step, and too short documents are refused."""
+"""Roll-outs: known ones give known numbers, spans cover every step, and too short documents are refused."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lsm.bench import drift
 AXES = np.eye(4, dtype=np.float32)
 
 
-def roads_of(model_GND: np.ndarray, real_GND: np.ndarray, read_GSD: np.ndarray) -> drift.Roads:
+def rollouts_of(model_GND: np.ndarray, real_GND: np.ndarray, read_GSD: np.ndarray) -> drift.Rollouts:
     ways = {drift.MODEL: model_GND, drift.REAL: real_GND, drift.STANDING: np.repeat(read_GSD[:, -1:], real_GND.shape[1], axis=1)}
-    return drift.Roads(read_GSD, ways, np.concatenate([*read_GSD, *real_GND]))
+    return drift.Rollouts(read_GSD, ways, np.concatenate([*read_GSD, *real_GND]))
 
 
-def test_known_roads() -> None:
+def test_known_rollouts() -> None:
     read_GSD = np.stack([AXES[[0, 0]], AXES[[1, 1]]])
     real_GND = np.stack([AXES[[0, 1, 0]], AXES[[1, 0, 1]]])
     model_GND = np.stack([AXES[[0, 2, 2]], AXES[[1, 2, 2]]])  # true once, then off to where nothing is, and stays
-    rows = {(row["way"], row["steps"]): row for row in drift.measure(roads_of(model_GND, real_GND, read_GSD), resamples=20)}
+    rows = {(row["way"], row["steps"]): row for row in drift.measure(rollouts_of(model_GND, real_GND, read_GSD), resamples=20)}
     first, rest = rows[drift.MODEL, "1"], rows[drift.MODEL, "2–3"]
     assert first["cosine_truth"] == first["cosine_start"] == first["cosine_before"] == pytest.approx(1)
     assert first["l2_nearest"] == pytest.approx(0, abs=1e-3)
@@ -36,7 +36,7 @@ def test_known_roads() -> None:
 
 def test_the_document_itself_is_not_its_own_nearest() -> None:
     read_GSD, real_GND = AXES[None, [0]], AXES[None, [1, 2]]
-    rows = drift.measure(roads_of(real_GND, real_GND, read_GSD), resamples=0)
+    rows = drift.measure(rollouts_of(real_GND, real_GND, read_GSD), resamples=0)
     assert [row["l2_nearest"] for row in rows if row["way"] == drift.REAL] == pytest.approx([2**0.5] * 2)
 
 
@@ -44,7 +44,7 @@ def test_the_document_itself_is_not_its_own_nearest() -> None:
 def test_spans_cover_every_step_once(n: int) -> None:
     z_GND = np.random.default_rng(n).standard_normal((2, n, 4)).astype(np.float32)
     z_GND /= np.linalg.norm(z_GND, axis=-1, keepdims=True)
-    rows = [row for row in drift.measure(roads_of(z_GND, z_GND, z_GND[:, :1]), resamples=0) if row["way"] == drift.MODEL]
+    rows = [row for row in drift.measure(rollouts_of(z_GND, z_GND, z_GND[:, :1]), resamples=0) if row["way"] == drift.MODEL]
     assert sum(row["n"] for row in rows) == 2 * n and rows[-1]["last_step"] == n
     weights = [row["n"] / (2 * n) for row in rows]
     assert np.dot(weights, [row["cosine_truth"] for row in rows]) == pytest.approx(1, abs=1e-5)
