@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from lsm.bench import intervals
-from lsm.bench.evaluation import MODEL, Documents
+from lsm.bench.evaluation import MODEL, SAMPLED, Documents
 from lsm.decode.vectors import unit
 from lsm.errors import UserError
 from lsm.latent.diagnostics import effective_rank
+from lsm.latent.heads import Sampling
 from lsm.latent.rollout import rollout
 from lsm.latent.transformer import LatentTransformer
 
@@ -39,9 +40,17 @@ class Rollouts:
 
 
 def roll_out(
-    model: LatentTransformer, documents: Documents, *, read: int, n: int, limit: int = 20, advance: Callable[[int], None] = lambda n: None
+    model: LatentTransformer,
+    documents: Documents,
+    *,
+    read: int,
+    n: int,
+    limit: int = 20,
+    sampling: Sampling | None = None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> Rollouts:
-    """Roll out `n` sentences after the first `read` of each document that is long enough, of at most `limit` documents.
+    """Roll out `n` sentences after the first `read` of each document that is long enough, of at most `limit` documents; with `sampling`
+    also a roll-out of draws.
 
     Raises:
         UserError: no document has read + n sentences.
@@ -51,13 +60,16 @@ def roll_out(
     long_enough = [z_SD for z_SD in every if len(z_SD) >= read + n][:limit]
     real_GND = np.stack([unit(z_SD[read : read + n]) for z_SD in long_enough])
     read_GSD = np.stack([unit(z_SD[:read]) for z_SD in long_enough])
-    planned = []
-    for z_SD in long_enough:
-        planned.append(rollout(model, torch.from_numpy(np.asarray(z_SD[:read], dtype=np.float32)), n).cpu().numpy())
-        advance(n)
+    ways: dict[str, np.ndarray] = {}
+    for way, drawn in ((MODEL, None), (SAMPLED, sampling)) if sampling else ((MODEL, None),):
+        planned = []
+        for g, z_SD in enumerate(long_enough):
+            own = replace(drawn, seed=drawn.seed * 1_000_003 + g) if drawn else None
+            planned.append(rollout(model, torch.from_numpy(np.asarray(z_SD[:read], dtype=np.float32)), n, sampling=own).cpu().numpy())
+            advance(n)
+        ways[way] = np.stack(planned)
     standing_GND = np.repeat(read_GSD[:, -1:], n, axis=1)
-    ways = {MODEL: np.stack(planned), REAL: real_GND, STANDING: standing_GND}
-    return Rollouts(read_GSD, ways, unit(np.concatenate(every)))
+    return Rollouts(read_GSD, ways | {REAL: real_GND, STANDING: standing_GND}, unit(np.concatenate(every)))
 
 
 def require_long_enough(documents: Documents, wanted: int, n: int) -> None:
@@ -89,7 +101,7 @@ def measure(found: Rollouts, *, resamples: int = 1000, seed: int = 0) -> list[di
             "cosine_truth": (z_GND * found.ways[REAL]).sum(-1),
             "cosine_start": np.einsum("gnd,gd->gn", z_GND, start_GD),
             "cosine_before": (z_GND * before_GND).sum(-1),
-            "l2_nearest": _to_nearest(z_GND, found.real_MD, itself=way != MODEL),
+            "l2_nearest": _to_nearest(z_GND, found.real_MD, itself=way not in (MODEL, SAMPLED)),
         }
         for first, stop in itertools.pairwise(edges):
             document = np.repeat(np.arange(n_documents), stop - first)

@@ -29,10 +29,12 @@ from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
 from lsm.errors import UserError
 from lsm.files import read_json
+from lsm.latent.heads import Sampling
 from lsm.latent.trained_on import read_trained_on, text_key
 from lsm.latent.transformer import LatentTransformer
 
 MODEL = "model"
+SAMPLED = "model, one sample"
 ORDER_SHUFFLED = "model, context in shuffled order"
 OTHER_CONTEXT = "model, context of another document"
 _BEST_BY = "recall_at_10"
@@ -112,11 +114,12 @@ def evaluate(
     *,
     minimum_context: int = 3,
     shuffled_positions: int = 1000,
+    sampling: Sampling | None = None,
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
     advance: Callable[[str], None] = lambda name: None,
 ) -> Scoreboard:
-    """The model, its two broken contexts and all controls on the judged documents.
+    """The model (with `sampling` also one draw of its sampling head), its two broken contexts and all controls on the judged documents.
 
     Raises:
         UserError: no document is longer than `minimum_context`, or the model predicts NaN.
@@ -138,6 +141,7 @@ def evaluate(
 
     predictors = {
         MODEL: predict,
+        **({SAMPLED: lambda z_SD: rows_predictor(model, sampling)(z_SD[None])[0]} if sampling else {}),
         ORDER_SHUFFLED: shuffled_order(
             predict_rows,
             context=model.context,
@@ -198,11 +202,11 @@ def require_long_enough(model: LatentTransformer, judged: Judged, farthest: int)
         raise UserError(f"--context-curve {farthest}: no judged document of {judged.held_out.corpus.path} is longer; ask for fewer")
 
 
-def rows_predictor(model: LatentTransformer) -> PredictRows:
-    """A latent transformer over rows."""
+def rows_predictor(model: LatentTransformer, sampling: Sampling | None = None) -> PredictRows:
+    """A latent transformer over rows; with `sampling` it draws."""
 
     def predict(z_BSD: np.ndarray) -> np.ndarray:
-        predicted_BSD = model.predict(torch.from_numpy(z_BSD)).float().cpu().numpy()
+        predicted_BSD = model.predict(torch.from_numpy(z_BSD), sampling=sampling).float().cpu().numpy()
         if not np.isfinite(predicted_BSD).all():
             raise UserError("the model predicts NaN or infinity; check it and the corpus with `lsm inspect --verify`, or train it again")
         return predicted_BSD

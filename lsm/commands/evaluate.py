@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from lsm.commands.values import whole_numbers
-from lsm.config import CommonOptions
+from lsm.commands.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
     from lsm.bench.evaluation import Documents
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(SamplingOptions):
     """Next-sentence scoreboard of a run."""
 
     model: Positional[Path]
@@ -82,6 +82,7 @@ def run(options: Options) -> dict[str, Any]:
         raise UserError("--cloze-lm, --cloze-stories and --encoder need --cloze FILE")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
+    sampling = options.sampling(model)
     corpus = Corpus.open(options.corpus)
     train_corpus = Corpus.open(options.train_corpus) if options.train_corpus else None
     judged = evaluation.choose_documents(options.model, model, corpus, train_corpus, limit=options.limit_documents)
@@ -106,6 +107,7 @@ def run(options: Options) -> dict[str, Any]:
             judged,
             minimum_context=options.minimum_context,
             shuffled_positions=options.shuffled_positions,
+            sampling=sampling,
             seed=options.seed,
             note=note,
             advance=lambda name: progress.advance(1, name),
@@ -182,7 +184,9 @@ def _drift(options: Options, model: LatentTransformer, documents: Documents) -> 
     from lsm.report import tables
 
     with Progress("rolling out", None, "sentences", quiet=options.quiet) as progress:
-        found = drift.roll_out(model, documents, read=options.rollout_read, n=options.rollout, advance=progress.advance)
+        found = drift.roll_out(
+            model, documents, read=options.rollout_read, n=options.rollout, sampling=options.sampling(model), advance=progress.advance
+        )
     rows = drift.measure(found, resamples=options.resamples, seed=options.seed)
     tables.show(rows, tables.DRIFT, title=f"Roll-outs of {rows[0]['n_documents']} documents after {options.rollout_read} sentences")
     if options.plots:

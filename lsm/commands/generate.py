@@ -9,10 +9,11 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from lsm.commands.decoder_options import DecoderOptions
+from lsm.commands.sampling_options import SamplingOptions
 
 
 @dataclass(kw_only=True)
-class Options(DecoderOptions):
+class Options(DecoderOptions, SamplingOptions):
     """Continue a document with a latent transformer and a decoder."""
 
     model: Positional[Path]
@@ -55,6 +56,7 @@ def run(options: Options) -> dict[str, Any]:
         raise UserError(f"--snap {options.snap}: must be 0 or more")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
+    sampling = options.sampling(model)
     wanted = model.config.encoder
     encoder_name = options.encoder or wanted["name"]
     encoder = load_encoder(encoder_name, device=options.device)
@@ -80,12 +82,14 @@ def run(options: Options) -> dict[str, Any]:
     snapped = options.snap > 0 and options.decoder != "retrieval" and source.has_store
     say(
         f"reading {len(read)} sentences, planning {options.sentences}, wording them by {options.decoder} on {device} ({why})"
+        + (", drawing each plan" if sampling else "")
         + (", re-encoding each" if options.re_encode else ", all in one batch")
         + (f", plans snapped to {options.snap} stored sentences" if snapped else ""),
         quiet=options.quiet,
     )
     written = continue_document(
         model, encode(read), decoder, options.sentences, read=read, encode=encode if options.re_encode else None, seed=options.seed,
+        sampling=sampling,
         snap=Snapper(source.store(), options.snap) if snapped else None,
         on_sentence=lambda sentence: print(" ".join(sentence.split()), flush=True),
     )  # fmt: skip

@@ -48,10 +48,9 @@ def blocked_candidates(batch: PackedBatch, source_N: np.ndarray, target_N: np.nd
     return blocked
 
 
-def mse(prediction_BSD: Tensor, target_BSD: Tensor, source_N: Tensor, target_N: Tensor, scale_D: Tensor) -> Tensor:
+def mse(prediction_ND: Tensor, target_ND: Tensor, scale_D: Tensor) -> Tensor:
     """Mean squared error of the next vector in units of the normaliser's scale."""
-    difference = prediction_BSD.flatten(0, 1)[source_N] - target_BSD.flatten(0, 1)[target_N]
-    return (difference / scale_D).square().mean()
+    return ((prediction_ND - target_ND) / scale_D).square().mean()
 
 
 def contrast_logits(prediction_ND: Tensor, target_ND: Tensor, log_temperature: Tensor, *, temperature_min: float) -> Tensor:

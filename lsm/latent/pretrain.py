@@ -21,6 +21,7 @@ from lsm.errors import UserError
 from lsm.latent import objectives
 from lsm.latent.card import model_card
 from lsm.latent.evaluation import evaluate_batches
+from lsm.latent.heads import DenoisingHead, EnergyHead
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.settings import PretrainSettings
 from lsm.latent.trained_on import write_trained_on
@@ -93,7 +94,13 @@ class Pretraining(Task):
                     f"or change --data.held-out-fraction {settings.data.held_out_fraction}"
                 )
         normaliser = Normaliser.fit((source.vectors(int(doc)) for doc in train), dim, settings.model.normaliser)
-        config = LatentConfig(dim=dim, model=settings.model, encoder=encoder or {}, temperature=settings.objectives.temperature)
+        config = LatentConfig(
+            dim=dim,
+            model=settings.model,
+            encoder=encoder or {},
+            temperature=settings.objectives.temperature,
+            point=settings.objectives.point,
+        )
         torch.manual_seed(step_seed(seed, _MODEL_STREAM))
         self.model = LatentTransformer(config, normaliser).to(self.device)
         self.module = self.model
@@ -102,6 +109,10 @@ class Pretraining(Task):
             self.model.restoration.requires_grad_(False)
         if not settings.objectives.contrasts:
             self.model.log_temperature.requires_grad_(False)
+        if not settings.objectives.point:
+            self.model.correction.requires_grad_(False)
+            if settings.model.sampler != "energy":
+                self.model.anchor.requires_grad_(False)
         if not (settings.objectives.denoise or settings.data.context_dropout):
             self.model.mask_vector.requires_grad_(False)
 
@@ -128,7 +139,8 @@ class Pretraining(Task):
     def loss(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Any]]:
         """The weighted sum and each of its parts."""
         total, parts, _ = self._losses(batch)
-        return total, {name: value.detach() for name, value in parts.items()} | {"temperature": self.model.log_temperature.detach().exp()}
+        logged = {name: value.detach() for name, value in parts.items()} | {"temperature": self.model.log_temperature.detach().exp()}
+        return total, logged | self._gradients  # these are known once the loop has gone backward
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -213,33 +225,54 @@ class Pretraining(Task):
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    def _losses(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The weighted sum, its parts, and the predictions [B, S, D]."""
+    def _losses(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """The weighted sum, its parts, and anchor [B, S, D] and state [B, S, H]."""
         goals, model = self.settings.objectives, self.model
-        prediction_BSD = model(batch.z_BSD, batch.segment_BS, hidden_BS=batch.hidden_BS, noise_BSD=batch.noise_BSD)
+        anchor_BSD, state_BSH = model.read(batch.z_BSD, batch.segment_BS, hidden_BS=batch.hidden_BS, noise_BSD=batch.noise_BSD)
+        target_ND = batch.z_BSD.flatten(0, 1)[batch.target_N]
+        self._gradients: dict[str, Tensor] = {}
         parts: dict[str, Tensor] = {}
         if goals.mse:
-            parts["mse"] = objectives.mse(prediction_BSD, batch.z_BSD, batch.source_N, batch.target_N, model.normaliser.scale)
+            predicted_ND = model.point(anchor_BSD, self._watched("mse", state_BSH)).flatten(0, 1)[batch.source_N]
+            parts["mse"] = objectives.mse(predicted_ND, target_ND, model.normaliser.scale)
         if goals.contrasts:
-            source_N, target_N = batch.source_N[batch.contrast_N], batch.target_N[batch.contrast_N]
+            predicted_ND = model.point(anchor_BSD, self._watched("infonce", state_BSH)).flatten(0, 1)[batch.source_N[batch.contrast_N]]
             logits_NN = objectives.contrast_logits(
-                prediction_BSD.flatten(0, 1)[source_N],
-                batch.z_BSD.flatten(0, 1)[target_N],
-                model.log_temperature,
-                temperature_min=goals.temperature_min,
+                predicted_ND, target_ND[batch.contrast_N], model.log_temperature, temperature_min=goals.temperature_min
             )
             if goals.infonce:
                 parts["infonce"] = objectives.infonce(logits_NN, batch.blocked_NN, focus=goals.focus)
             if goals.in_document:
                 elsewhere_NN = batch.document_N[:, None] != batch.document_N[None]
                 parts["in_document"] = objectives.infonce(logits_NN, batch.blocked_NN | elsewhere_NN, focus=goals.focus)
+        if isinstance(model.sampler, EnergyHead | DenoisingHead):
+            missing_ND = (target_ND - anchor_BSD.flatten(0, 1)[batch.source_N]) / model.normaliser.scale
+            state_NH = self._watched("sampler", state_BSH).flatten(0, 1)[batch.source_N]
+            parts["sampler"] = (
+                model.sampler.loss(state_NH, missing_ND, samples=goals.energy_samples)
+                if isinstance(model.sampler, EnergyHead)
+                else model.sampler.loss(state_NH, missing_ND, hide=goals.hide_state)
+            )
         if goals.denoise:
             rows = len(batch.masked_BS)
             segments = self._tensor(batch.packed.segment_BS[:rows])
             restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, segments)
             parts["denoise"] = objectives.denoise(restored_BSD, model.normaliser(batch.z_BSD[:rows]), batch.masked_BS)
         total = torch.stack([getattr(goals, name) * value.float() for name, value in parts.items()]).sum()
-        return total, parts, prediction_BSD
+        return total, parts, (anchor_BSD, state_BSH)
+
+    def _watched(self, name: str, state_BSH: Tensor) -> Tensor:
+        """The state under a name: the backward pass leaves the norm of what the objective sends back to it in `_gradients`."""
+        if not state_BSH.requires_grad:
+            return state_BSH
+        own_BSH, norm = state_BSH.view_as(state_BSH), torch.zeros((), device=state_BSH.device)
+
+        def keep_norm(gradient_BSH: Tensor) -> None:
+            norm.copy_(gradient_BSH.float().norm())
+
+        own_BSH.register_hook(keep_norm)
+        self._gradients[f"gradient_{name}"] = norm
+        return own_BSH
 
     def _held_out_predictions(self) -> Iterator[tuple[PackedBatch, Tensor, dict[str, float]]]:
         """Each evaluated batch with its predictions and losses; the same batches and masks every time."""
@@ -247,7 +280,8 @@ class Pretraining(Task):
         for index in range(-(-self.held_out.n_rows // self.held_out.rows)):
             packed = self.held_out.in_order(index)
             generator = np.random.Generator(np.random.Philox(key=step_seed(_EVALUATION % 2**32, index)))
-            total, parts, prediction_BSD = self._losses(self._prepare(packed, generator, training=False))
+            total, parts, read = self._losses(self._prepare(packed, generator, training=False))
+            prediction_BSD = self.model.next_vectors(*read)
             yield packed, prediction_BSD.float().cpu(), {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
             sentences += packed.n_sentences
             if sentences >= self.settings.data.eval_sentences:

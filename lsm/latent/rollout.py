@@ -6,28 +6,31 @@ Shape letters: S sentences read, N sentences planned, D vector width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from lsm.latent.heads import Sampling
 from lsm.latent.transformer import LatentTransformer
 
 OnStep = Callable[[int, Tensor], "Tensor | None"]
 
 
 @torch.no_grad()
-def rollout(model: LatentTransformer, z_SD: Tensor, n: int, *, on_step: OnStep | None = None) -> Tensor:
+def rollout(model: LatentTransformer, z_SD: Tensor, n: int, *, on_step: OnStep | None = None, sampling: Sampling | None = None) -> Tensor:
     """Predict `n` further vectors after the document `z_SD` (raw, at least one sentence): unit vectors [N, D].
 
     `on_step(step, z_D)` sees each vector as it is planned. It may return the vector that takes its place in the document, such as the
-    re-encoding of the sentence written for it or a nudged plan; None keeps it. The context is short, so each step recomputes it: a
-    key-value cache would have to be dropped whenever the window moves.
+    re-encoding of the sentence written for it or a nudged plan; None keeps it. With `sampling` each vector is drawn, with noise of its
+    own. The context is short, so each step recomputes it: a key-value cache would have to be dropped whenever the window moves.
     """
     assert z_SD.ndim == 2 and len(z_SD) >= 1 and n >= 0, f"{tuple(z_SD.shape)} is not a document [S, {model.config.dim}]"
     read_SD = z_SD.to(model.mask_vector.device, torch.float32)[-model.context :]
     planned = []
     for step in range(n):
-        z_D = model.predict(read_SD[None])[0, -1]
+        drawn = replace(sampling, seed=sampling.seed * 1_000_003 + step) if sampling else None
+        z_D = model.predict_next(read_SD[None], sampling=drawn)[0]
         replacement = on_step(step, z_D) if on_step else None
         if replacement is not None:
             z_D = replacement.to(z_D.device, torch.float32)

@@ -34,6 +34,12 @@ class ModelSettings:
     vector; or nothing."""
     normaliser: Literal["standard", "robust", "none"] = "standard"
     """Per-dimension scaling fitted on the training documents: mean and deviation, median and quartiles, or none."""
+    sampler: Literal["none", "energy", "flow", "diffusion"] = "none"
+    """Head that draws next vectors beside the one that predicts one: trained by the energy score, by flow matching or as diffusion."""
+    sampler_width: int = 384
+    """Width of the sampling head; the energy head's noise has as many dimensions."""
+    sampler_blocks: int = 3
+    """Residual blocks of the sampling head."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -47,6 +53,8 @@ class ModelSettings:
             problems.append(f"model.ffn_ratio {self.ffn_ratio} must be above 0")
         if not 0 <= self.dropout < 1:
             problems.append(f"model.dropout {self.dropout} must lie in [0, 1)")
+        if self.sampler_width < 1 or self.sampler_blocks < 1:
+            problems.append(f"model.sampler_width {self.sampler_width} and model.sampler_blocks {self.sampler_blocks} must be at least 1")
         if not self.rope_theta > 1:
             problems.append(f"model.rope_theta {self.rope_theta} must be above 1")
         refuse(problems)
@@ -68,6 +76,12 @@ class ObjectiveSettings:
     """Bounds both InfoNCE terms, from 0 (cross-entropy: the far ranks weigh most) to 1 (the first ranks alone count)."""
     denoise: float = 0.1
     """Weight of restoring masked spans of sentences, seen from both sides."""
+    sampler: float = 0.0
+    """Weight of the sampling head's own loss (energy score, flow matching or diffusion, as model.sampler says)."""
+    energy_samples: int = 8
+    """Samples a position behind an energy score."""
+    hide_state: float = 0.15
+    """Share of positions at which a flow or diffusion head must do without the context, so that it can be guided later."""
     temperature: float = 0.05
     """Temperature that InfoNCE starts from; it is learned."""
     temperature_min: float = 0.01
@@ -90,14 +104,23 @@ class ObjectiveSettings:
         """Whether either InfoNCE term is on."""
         return self.infonce > 0 or self.in_document > 0
 
+    @property
+    def point(self) -> bool:
+        """Whether an objective trains the head that predicts one vector."""
+        return self.mse > 0 or self.contrasts
+
     def __post_init__(self) -> None:
         problems = [
             f"objectives.{name} {getattr(self, name)} must not be negative"
-            for name in ("mse", "infonce", "in_document", "denoise")
+            for name in ("mse", "infonce", "in_document", "denoise", "sampler")
             if not getattr(self, name) >= 0
         ]
-        if not problems and self.mse + self.infonce + self.in_document + self.denoise == 0:
-            problems.append("objectives: mse, infonce, in_document and denoise are all 0; give at least one a weight")
+        if not problems and self.mse + self.infonce + self.in_document + self.denoise + self.sampler == 0:
+            problems.append("objectives: mse, infonce, in_document, denoise and sampler are all 0; give at least one a weight")
+        if self.energy_samples < 2:
+            problems.append(f"objectives.energy_samples {self.energy_samples} must be at least 2")
+        if not 0 <= self.hide_state < 1:
+            problems.append(f"objectives.hide_state {self.hide_state} must lie in [0, 1)")
         if not 0 <= self.focus <= 1:
             problems.append(f"objectives.focus {self.focus} must lie in [0, 1]")
         if self.in_document and not self.in_document_negatives:
@@ -164,3 +187,6 @@ class PretrainSettings(TrainingSettings):
         super().__post_init__()
         if self.data.batch_sentences < self.model.context:
             refuse([f"data.batch_sentences {self.data.batch_sentences} is less than one row of model.context {self.model.context}"])
+        if (self.model.sampler == "none") != (self.objectives.sampler == 0):
+            head, weight = self.model.sampler, self.objectives.sampler
+            refuse([f"model.sampler {head} and objectives.sampler {weight}: a head needs a weight, and a weight a head"])

@@ -21,6 +21,7 @@ from lsm.config import settings_from, to_dict
 from lsm.errors import UserError
 from lsm.files import read_json, write_json
 from lsm.latent.anchor import Anchor
+from lsm.latent.heads import DenoisingHead, EnergyHead, Sampling, make_head
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.settings import ModelSettings
 
@@ -37,6 +38,8 @@ class LatentConfig:
     model: ModelSettings
     encoder: dict[str, Any] = field(default_factory=dict)
     temperature: float = 0.05
+    point: bool = True
+    """Whether the head that predicts one vector was trained; where not, the mean of the sampling head stands in for it."""
 
 
 class Block(nn.Module):
@@ -89,6 +92,8 @@ class LatentTransformer(nn.Module):
         self.anchor = Anchor(settings.anchor, settings.hidden, config.dim)
         self.correction = nn.Linear(settings.hidden, config.dim)
         self.restoration = nn.Linear(settings.hidden, config.dim)
+        shape = {"hidden": settings.hidden, "dim": config.dim, "width": settings.sampler_width, "blocks": settings.sampler_blocks}
+        self.sampler = make_head(settings.sampler, **shape)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
         # Computed afresh each time: its cache would be hidden state of the module.
         self.rotary = RotaryEmbedding(settings.hidden // settings.heads, theta=settings.rope_theta, cache_if_possible=False)
@@ -115,12 +120,21 @@ class LatentTransformer(nn.Module):
         replaces sentences by the mask vector, and `noise_BSD` is added in the normaliser's space: both touch what the transformer
         reads, never the anchor.
         """
+        return self.point(*self.read(z_BSD, segment_BS, hidden_BS=hidden_BS, noise_BSD=noise_BSD))
+
+    def read(
+        self, z_BSD: Tensor, segment_BS: Tensor | None = None, *, hidden_BS: Tensor | None = None, noise_BSD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the heads start from, arguments as of `forward`: the anchor [B, S, D] in raw space and the state [B, S, H]."""
         causal_BSS = _visible(z_BSD, segment_BS, causal=True)
         x_BSD = self.normaliser(z_BSD.float())
         mask = None if segment_BS is None else causal_BSS[:, None]
         state_BSH = self._trunk(x_BSD if noise_BSD is None else x_BSD + noise_BSD, mask, hidden_BS)
-        anchor_BSD = self.anchor(z_BSD.float(), state_BSH, causal_BSS)
-        return anchor_BSD + self.correction(state_BSH).float() * self.normaliser.scale
+        return self.anchor(z_BSD.float(), state_BSH, causal_BSS), state_BSH
+
+    def point(self, anchor: Tensor, state: Tensor) -> Tensor:
+        """The one vector predicted from anchor […, D] and state […, H], in raw space."""
+        return anchor + self.correction(state).float() * self.normaliser.scale
 
     def restore(self, z_BSD: Tensor, masked_BS: Tensor, segment_BS: Tensor | None = None) -> Tensor:
         """Bidirectional pass over rows whose `masked_BS` sentences are hidden: their vectors in the normaliser's space, [B, S, D]."""
@@ -139,26 +153,55 @@ class LatentTransformer(nn.Module):
         return self.norm(x_BSH)
 
     @torch.no_grad()
-    def predict(self, z_BSD: Tensor, document_BS: Tensor | None = None) -> Tensor:
-        """Unit vectors [B, S, D] in raw space: at each s what sentence s+1 should mean.
+    def predict(self, z_BSD: Tensor, document_BS: Tensor | None = None, *, sampling: Sampling | None = None) -> Tensor:
+        """Unit vectors [B, S, D] in raw space: at each s what sentence s+1 should mean; with `sampling` one that it could mean.
 
         Rows may be longer than the context: each position then looks back on at least half of it. `document_BS` numbers the
-        documents of a packed row.
+        documents of a packed row. Without `sampling` a model whose head for one vector was not trained gives the mean of its samples.
         """
         assert z_BSD.ndim == 3 and z_BSD.shape[-1] == self.config.dim, f"{tuple(z_BSD.shape)} is not [B, S, {self.config.dim}]"
         was_training = self.training
         self.eval()
         z_BSD = z_BSD.to(self.mask_vector.device, torch.float32)
         out_BSD = torch.empty_like(z_BSD)
+        generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
         S, half = z_BSD.shape[1], max(1, self.context // 2)
         for start in range(0, max(1, S - self.context + half), half):
             window, keep = slice(start, start + self.context), 0 if start == 0 else self.context - half
             for rows in range(0, len(z_BSD), _ROWS_AT_A_TIME):
                 group = slice(rows, rows + _ROWS_AT_A_TIME)
                 segments = None if document_BS is None else document_BS[group, window].to(z_BSD.device)
-                out_BSD[group, start + keep : start + self.context] = self(z_BSD[group, window], segments)[:, keep:]
+                anchor_BSD, state_BSH = self.read(z_BSD[group, window], segments)
+                out_BSD[group, start + keep : start + self.context] = self.next_vectors(
+                    anchor_BSD[:, keep:], state_BSH[:, keep:], sampling, generator
+                )
         self.train(was_training)
         return F.normalize(out_BSD, dim=-1)
+
+    @torch.no_grad()
+    def predict_next(self, z_BSD: Tensor, *, sampling: Sampling | None = None) -> Tensor:
+        """`predict` at the last place alone, [B, D], from at most the last `context` sentences; heads run at that place only."""
+        was_training = self.training
+        self.eval()
+        anchor_BSD, state_BSH = self.read(z_BSD[:, -self.context :].to(self.mask_vector.device, torch.float32))
+        generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
+        next_BD = self.next_vectors(anchor_BSD[:, -1], state_BSH[:, -1], sampling, generator)
+        self.train(was_training)
+        return F.normalize(next_BD, dim=-1)
+
+    def next_vectors(
+        self, anchor: Tensor, state: Tensor, sampling: Sampling | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """From what `read` gives to vectors […, D] in raw space: the expected ones, or with `sampling` drawn ones."""
+        if sampling is None and (self.config.point or self.sampler is None):
+            return self.point(anchor, state)
+        assert isinstance(self.sampler, EnergyHead | DenoisingHead), "a model without a sampling head has nothing to draw from"
+        state_NH = state.reshape(-1, state.shape[-1])
+        if sampling is None:
+            difference_ND = self.sampler.mean(state_NH)
+        else:
+            difference_ND = self.sampler.sample(state_NH, sampling, generator or torch.Generator().manual_seed(sampling.seed))
+        return anchor + difference_ND.view(anchor.shape) * self.normaliser.scale
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Write model.safetensors, normaliser.safetensors, config.json and README.md (the card) into `folder`."""

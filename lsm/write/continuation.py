@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lsm.decode.decoders import Decoder
 from lsm.decode.vectors import Encode
+from lsm.latent.heads import Sampling
 from lsm.latent.rollout import rollout
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def continue_document(
     read: Sequence[str] = (),
     encode: Encode | None = None,
     snap: Callable[[Tensor], Tensor] | None = None,
+    sampling: Sampling | None = None,
     rules: RepetitionRules | None = None,
     seed: int = 0,
     on_sentence: Callable[[str], None] = lambda text: None,
@@ -78,6 +80,7 @@ def continue_document(
         read: its sentences, which are not to be repeated.
         encode: the encoder of the run, to re-encode what is written.
         snap: replaces each planned unit vector before it is worded and read on (`lsm.write.snap.Snapper`).
+        sampling: how the model draws its plans; None = those it expects.
         on_sentence: called with each sentence once it stands.
     """
     rules = rules or RepetitionRules()
@@ -101,7 +104,7 @@ def continue_document(
         recent.append(_unit(read_D))
         return read_D
 
-    rollout(model, torch.from_numpy(np.asarray(z_SD, dtype=np.float32)), n_sentences, on_step=on_step)
+    rollout(model, torch.from_numpy(np.asarray(z_SD, dtype=np.float32)), n_sentences, on_step=on_step, sampling=sampling)
     result.planned_ND = np.stack(plans) if plans else np.zeros((0, z_SD.shape[1]), dtype=np.float32)
     if encode is None and plans:
         writer.write(plans)

@@ -19,6 +19,7 @@ from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
 from lsm.latent.transformer import LatentTransformer
 from lsm.training.loop import Trainer
+from lsm.training.metrics import read_metrics
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("latent-*.yaml"))
 DIM = 16
@@ -82,6 +83,42 @@ def test_each_objective_alone_falls(tmp_path: Path, goals: dict[str, float]) -> 
     before = trained.evaluate()["loss"]
     result = Trainer(trained, config, tmp_path / "run", quiet=True).train()["evaluation"]
     assert result["loss"] < before
+
+
+@pytest.mark.parametrize("kind", ["energy", "flow", "diffusion"])
+def test_sampling_heads_alone_fall_and_say_what_reaches_the_trunk(tmp_path: Path, kind: str) -> None:
+    model = {"context": 8, "hidden": 32, "layers": 1, "heads": 2, "dropout": 0.0, "sampler": kind, "sampler_width": 32, "sampler_blocks": 1}
+    goals = {"mse": 0, "infonce": 0, "denoise": 0, "sampler": 1}
+    config = settings(model=model, objectives=goals, steps=40)
+    trained = task(config)
+    assert {name.split(".")[0] for name, parameter in trained.model.named_parameters() if parameter.requires_grad} == (
+        {"embed", "blocks", "norm", "sampler"} | ({"anchor"} if kind == "energy" else set())
+    )
+    before = trained.evaluate()["loss"]
+    result = Trainer(trained, config, tmp_path / "run", quiet=True).train()["evaluation"]
+    assert result["loss"] < before
+    rows = [row for row in read_metrics(tmp_path / "run") if "sampler" in row]
+    assert all(row["gradient_sampler"] > 0 for row in rows[5:])
+    model_back = LatentTransformer.from_pretrained(tmp_path / "run")
+    assert not model_back.config.point and model_back.config.model.sampler == kind
+
+
+def test_gradient_norms_are_those_of_each_objective_alone() -> None:
+    config = settings(objectives={"mse": 0.5, "infonce": 2.0, "denoise": 0})
+    both = task(config)
+    batch = both.batch(0)
+    total, _ = both.loss(batch)
+    total.backward()
+    logged = dict(both._gradients)
+    for name, weight in (("mse", 0.5), ("infonce", 2.0)):
+        alone = task(settings(objectives={"mse": 0, "infonce": 0, "denoise": 0} | {name: weight}))
+        alone.loss(alone.batch(0))[0].backward()
+        torch.testing.assert_close(logged[f"gradient_{name}"], alone._gradients[f"gradient_{name}"])
+
+
+def test_a_head_needs_a_weight() -> None:
+    with pytest.raises(UserError, match="a head needs a weight"):
+        settings(objectives={"sampler": 1.0})
 
 
 def test_resumed_equals_unbroken_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
