@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from lsm.commands.values import whole_numbers
 from lsm.commands.sampling_options import SamplingOptions
+from lsm.commands.values import whole_numbers
 
 if TYPE_CHECKING:
     from lsm.bench.evaluation import Documents
