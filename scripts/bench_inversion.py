@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,7 +159,7 @@ class Judge:
             "encoder_calls": float(np.mean([calls for calls, _ in entries])),
             "bleu": text_metrics.bleu_of(counts_M),
             "bleu_1": float(100 * brevity * counts_M[0] / max(1.0, counts_M[4])),
-            "rouge_l": float(100 * np.mean([rouge_l(*pair) for pair in zip(written, wanted, strict=True)])),
+            "rouge_l": float(100 * np.mean([text_metrics.rouge_l(*pair) for pair in zip(written, wanted, strict=True)])),
             "token_f1": float(scores.token_f1_N.mean()),
             "chrf": float(scores.chrf_N.mean()),
             "exact": float(scores.exact_match_N.mean()),
@@ -169,17 +168,6 @@ class Judge:
         for name, encode in self.encoders.items():
             row[name] = float(cosines(encode_written(encode, written), self.z[name][places]).mean())
         return row
-
-
-def rouge_l(hypothesis: str, reference: str) -> float:
-    """F-measure of the longest common subsequence of lower-case words (Lin 2004, tokens as in Google's rouge_score without stemming)."""
-    ours, theirs = (re.findall(r"[a-z0-9]+", text.lower()) for text in (hypothesis, reference))
-    length = [0] * (len(theirs) + 1)
-    for word in ours:
-        before = 0
-        for place, other in enumerate(theirs, start=1):
-            before, length[place] = length[place], before + 1 if word == other else max(length[place], length[place - 1])
-    return 2 * length[-1] / (len(ours) + len(theirs)) if length[-1] else 0.0
 
 
 if __name__ == "__main__":

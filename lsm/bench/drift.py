@@ -18,9 +18,10 @@ from lsm.bench.evaluation import MODEL, SAMPLED, Documents
 from lsm.decode.vectors import unit
 from lsm.errors import UserError
 from lsm.latent.diagnostics import effective_rank
-from lsm.latent.heads import Sampling
+from lsm.latent.heads import VectorSampling
 from lsm.latent.rollout import rollout
 from lsm.latent.transformer import LatentTransformer
+from lsm.training.loop import step_seed
 
 REAL, STANDING = "the document itself", "last vector kept"
 _EDGES = (0, 1, 5, 20, 50, 100, 200, 500, 1000)
@@ -46,7 +47,7 @@ def roll_out(
     read: int,
     n: int,
     limit: int = 20,
-    sampling: Sampling | None = None,
+    sampling: VectorSampling | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Rollouts:
     """Roll out `n` sentences after the first `read` of each document that is long enough, of at most `limit` documents; with `sampling`
@@ -64,7 +65,7 @@ def roll_out(
     for way, drawn in ((MODEL, None), (SAMPLED, sampling)) if sampling else ((MODEL, None),):
         planned = []
         for g, z_SD in enumerate(long_enough):
-            own = replace(drawn, seed=drawn.seed * 1_000_003 + g) if drawn else None
+            own = replace(drawn, seed=step_seed(drawn.seed, g)) if drawn else None
             planned.append(rollout(model, torch.from_numpy(np.asarray(z_SD[:read], dtype=np.float32)), n, sampling=own).cpu().numpy())
             advance(n)
         ways[way] = np.stack(planned)

@@ -29,7 +29,7 @@ from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
 from lsm.errors import UserError
 from lsm.files import read_json
-from lsm.latent.heads import Sampling
+from lsm.latent.heads import VectorSampling
 from lsm.latent.trained_on import read_trained_on, text_key
 from lsm.latent.transformer import LatentTransformer
 
@@ -114,7 +114,7 @@ def evaluate(
     *,
     minimum_context: int = 3,
     shuffled_positions: int = 1000,
-    sampling: Sampling | None = None,
+    sampling: VectorSampling | None = None,
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
     advance: Callable[[str], None] = lambda name: None,
@@ -202,7 +202,7 @@ def require_long_enough(model: LatentTransformer, judged: Judged, farthest: int)
         raise UserError(f"--context-curve {farthest}: no judged document of {judged.held_out.corpus.path} is longer; ask for fewer")
 
 
-def rows_predictor(model: LatentTransformer, sampling: Sampling | None = None) -> PredictRows:
+def rows_predictor(model: LatentTransformer, sampling: VectorSampling | None = None) -> PredictRows:
     """A latent transformer over rows; with `sampling` it draws."""
 
     def predict(z_BSD: np.ndarray) -> np.ndarray:

@@ -71,6 +71,17 @@ def token_f1(hypothesis: str, reference: str) -> float:
     return 2 * common / (ours.total() + theirs.total()) if ours or theirs else 1.0
 
 
+def rouge_l(hypothesis: str, reference: str) -> float:
+    """F-measure of the longest common subsequence of lower-case words (Lin 2004, tokens as in Google's rouge_score without stemming)."""
+    ours, theirs = (re.findall(r"[a-z0-9]+", text.lower()) for text in (hypothesis, reference))
+    length = [0] * (len(theirs) + 1)
+    for word in ours:
+        before = 0
+        for place, other in enumerate(theirs, start=1):
+            before, length[place] = length[place], before + 1 if word == other else max(length[place], length[place - 1])
+    return 2 * length[-1] / (len(ours) + len(theirs)) if length[-1] else 0.0
+
+
 def signatures() -> dict[str, str]:
     """What exactly was measured, for the report."""
     from sacrebleu.metrics.bleu import BLEU

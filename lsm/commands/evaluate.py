@@ -14,6 +14,7 @@ from lsm.commands.values import whole_numbers
 
 if TYPE_CHECKING:
     from lsm.bench.evaluation import Documents
+    from lsm.encode.encoder import SentenceEncoder
     from lsm.latent.transformer import LatentTransformer
 
 
@@ -46,8 +47,15 @@ class Options(SamplingOptions):
     """Choose in no more than so many stories."""
     cloze_lm: str | None = None
     """Also let this frozen LM choose, by likelihood."""
+    wording: int = 0
+    """Also word what is predicted at so many places (prefix decoder), beside the true vector worded and the true sentence: text scores, and
+    how much likelier an LM finds the text after the ten sentences before it (mutual information)."""
+    wording_lm: str = "smollm2-135m-instruct"
+    """LM that judges the words; one that took no part in writing them is fairer."""
+    adapter: str | None = None
+    """Adapter that words: a folder or the name of a shipped one; default: the shipped one for the encoder."""
     encoder: str | None = None
-    """Where the encoder of the stories lies, when it is not the asset of the model's."""
+    """Where the encoder of stories and words lies, when it is not the asset of the model's."""
     resamples: int = 1000
     """Bootstrap resamples of documents behind each 95 % interval; 0 = no intervals."""
     plots: Path | None = None
@@ -57,6 +65,7 @@ class Options(SamplingOptions):
 def run(options: Options) -> dict[str, Any]:
     """Score, print both tables, and return them."""
     from lsm.bench import evaluation
+    from lsm.commands.evaluate_words import words_of
     from lsm.corpus.reader import Corpus
     from lsm.errors import UserError
     from lsm.latent.transformer import LatentTransformer
@@ -70,6 +79,7 @@ def run(options: Options) -> dict[str, Any]:
         ("--resamples", options.resamples, 0),
         ("--shuffled-positions", options.shuffled_positions, 0),
         ("--cloze-stories", options.cloze_stories, 1),
+        ("--wording", options.wording, 0),
         ("--rollout", options.rollout, 0),
         ("--rollout-read", options.rollout_read, 1),
     ):
@@ -78,8 +88,8 @@ def run(options: Options) -> dict[str, Any]:
     lengths = whole_numbers(options.context_curve, "--context-curve") if options.context_curve else []
     if lengths and min(lengths) < 1:
         raise UserError(f"--context-curve {options.context_curve}: each number must be at least 1")
-    if options.cloze is None and (options.cloze_lm or options.cloze_stories or options.encoder):
-        raise UserError("--cloze-lm, --cloze-stories and --encoder need --cloze FILE")
+    if options.cloze is None and (options.cloze_lm or options.cloze_stories):
+        raise UserError("--cloze-lm and --cloze-stories need --cloze FILE")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
     sampling = options.sampling(model)
@@ -101,6 +111,7 @@ def run(options: Options) -> dict[str, Any]:
 
         drift.require_long_enough(judged.held_out, options.rollout_read + options.rollout, options.rollout)
     choose_endings = _chooser(options, model) if options.cloze else None
+    find_words = words_of(options, model, judged) if options.wording else None
     with Progress("scoring", None, "predictors", quiet=options.quiet) as progress:
         board = evaluation.evaluate(
             model,
@@ -135,6 +146,7 @@ def run(options: Options) -> dict[str, Any]:
 
             print(f"plot in {plot_context_curve(curve, options.plots / 'context-curve.png')}")
     return {
+        "wording": find_words() if find_words else {},
         "cloze": choose_endings() if choose_endings else [],
         "drift": _drift(options, model, judged.held_out) if options.rollout else [],
         "context_curve": curve,
@@ -149,21 +161,13 @@ def _chooser(options: Options, model: LatentTransformer) -> Callable[[], list[di
     """Reads the stories and loads what chooses; called, it chooses and gives the rows."""
     from lsm.bench import cloze
     from lsm.bench.evaluation import rows_predictor
-    from lsm.corpus.format import encoder_line, same_space
-    from lsm.encode.encoder import load_encoder
-    from lsm.errors import UserError
     from lsm.lm.frozen import FrozenLM
     from lsm.progress import Progress
     from lsm.report import tables
 
     assert options.cloze is not None
     stories = cloze.read_stories(options.cloze, limit=options.cloze_stories)
-    encoder = load_encoder(options.encoder or model.config.encoder["name"], device=options.device)
-    if not same_space(encoder.fingerprint(), model.config.encoder):
-        raise UserError(
-            f"--encoder {encoder.name} gives vectors of {encoder_line(encoder.fingerprint())}, the model reads those of "
-            f"{encoder_line(model.config.encoder)}; name that one"
-        )
+    encoder = encoder_of(options, model)
     lm = FrozenLM.load(options.cloze_lm, device=model.mask_vector.device) if options.cloze_lm else None
 
     def choose() -> list[dict[str, Any]]:
@@ -176,6 +180,25 @@ def _chooser(options: Options, model: LatentTransformer) -> Callable[[], list[di
         return rows
 
     return choose
+
+
+def encoder_of(options: Options, model: LatentTransformer) -> SentenceEncoder:
+    """The encoder whose vectors the model reads.
+
+    Raises:
+        UserError: `--encoder` is another.
+    """
+    from lsm.corpus.format import encoder_line, same_space
+    from lsm.encode.encoder import load_encoder
+    from lsm.errors import UserError
+
+    encoder = load_encoder(options.encoder or model.config.encoder["name"], device=options.device)
+    if not same_space(encoder.fingerprint(), model.config.encoder):
+        raise UserError(
+            f"--encoder {encoder.name} gives vectors of {encoder_line(encoder.fingerprint())}, the model reads those of "
+            f"{encoder_line(model.config.encoder)}; name that one"
+        )
+    return encoder
 
 
 def _drift(options: Options, model: LatentTransformer, documents: Documents) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lsm.config import CommonOptions
 
 if TYPE_CHECKING:
-    from lsm.latent.heads import Sampling
+    from lsm.latent.heads import VectorSampling
     from lsm.latent.transformer import LatentTransformer
 
 
@@ -23,14 +23,14 @@ class SamplingOptions(CommonOptions):
     sampling_steps: int = 40
     """Steps from noise to a vector (flow, diffusion)."""
 
-    def sampling(self, model: LatentTransformer) -> Sampling | None:
+    def sampling(self, model: LatentTransformer) -> VectorSampling | None:
         """How the model draws; None where it has no head to draw with.
 
         Raises:
             UserError: a value out of range.
         """
         from lsm.errors import UserError
-        from lsm.latent.heads import Sampling
+        from lsm.latent.heads import VectorSampling
 
         if not self.temperature >= 0:
             raise UserError(f"--temperature {self.temperature}: must not be negative")
@@ -40,4 +40,4 @@ class SamplingOptions(CommonOptions):
             raise UserError(f"--sampling-steps {self.sampling_steps}: must be at least 1")
         if model.sampler is None:
             return None
-        return Sampling(temperature=self.temperature, guidance=self.guidance, steps=self.sampling_steps, seed=self.seed)
+        return VectorSampling(temperature=self.temperature, guidance=self.guidance, steps=self.sampling_steps, seed=self.seed)

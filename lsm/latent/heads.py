@@ -24,7 +24,7 @@ _SAMPLES_OF_A_MEAN = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class VectorSampling:
     """How vectors are drawn from a head."""
 
     temperature: float = 1.0
@@ -82,7 +82,7 @@ class EnergyHead(nn.Module):
         x_NMD = self.network(noise_NME, state_NH[:, None]).float()
         return energy_score(x_NMD, target_ND).mean() / math.sqrt(target_ND.shape[-1])
 
-    def sample(self, state_NH: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    def sample(self, state_NH: Tensor, sampling: VectorSampling, generator: torch.Generator) -> Tensor:
         """One sample a position, [N, D]."""
         noise_NE = _noise((len(state_NH), self.noise_dims), generator, state_NH.device) * sampling.temperature
         return self.network(noise_NE, state_NH).float()
@@ -120,7 +120,7 @@ class DenoisingHead(nn.Module):
         condition_NE = torch.where(torch.rand(N, 1, device=device) < hide, self.no_state, self.state(state_NH).float())
         return (self._recover(mixture_ND, time_N1, condition_NE) - target_ND).square().mean()
 
-    def sample(self, state_NH: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    def sample(self, state_NH: Tensor, sampling: VectorSampling, generator: torch.Generator) -> Tensor:
         """One sample a position, [N, D]."""
         x_ND = _noise((len(state_NH), self.dim), generator, state_NH.device) * sampling.temperature
         condition_NE = self.state(state_NH).float()

@@ -11,14 +11,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lsm.latent.heads import Sampling
+from lsm.latent.heads import VectorSampling
 from lsm.latent.transformer import LatentTransformer
+from lsm.training.loop import step_seed
 
 OnStep = Callable[[int, Tensor], "Tensor | None"]
 
 
 @torch.no_grad()
-def rollout(model: LatentTransformer, z_SD: Tensor, n: int, *, on_step: OnStep | None = None, sampling: Sampling | None = None) -> Tensor:
+def rollout(
+    model: LatentTransformer, z_SD: Tensor, n: int, *, on_step: OnStep | None = None, sampling: VectorSampling | None = None
+) -> Tensor:
     """Predict `n` further vectors after the document `z_SD` (raw, at least one sentence): unit vectors [N, D].
 
     `on_step(step, z_D)` sees each vector as it is planned. It may return the vector that takes its place in the document, such as the
@@ -29,7 +32,7 @@ def rollout(model: LatentTransformer, z_SD: Tensor, n: int, *, on_step: OnStep |
     read_SD = z_SD.to(model.mask_vector.device, torch.float32)[-model.context :]
     planned = []
     for step in range(n):
-        drawn = replace(sampling, seed=sampling.seed * 1_000_003 + step) if sampling else None
+        drawn = replace(sampling, seed=step_seed(sampling.seed, step)) if sampling else None
         z_D = model.predict_next(read_SD[None], sampling=drawn)[0]
         replacement = on_step(step, z_D) if on_step else None
         if replacement is not None:

@@ -21,7 +21,7 @@ from lsm.config import settings_from, to_dict
 from lsm.errors import UserError
 from lsm.files import read_json, write_json
 from lsm.latent.anchor import Anchor
-from lsm.latent.heads import DenoisingHead, EnergyHead, Sampling, make_head
+from lsm.latent.heads import DenoisingHead, EnergyHead, VectorSampling, make_head
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.settings import ModelSettings
 
@@ -153,7 +153,7 @@ class LatentTransformer(nn.Module):
         return self.norm(x_BSH)
 
     @torch.no_grad()
-    def predict(self, z_BSD: Tensor, document_BS: Tensor | None = None, *, sampling: Sampling | None = None) -> Tensor:
+    def predict(self, z_BSD: Tensor, document_BS: Tensor | None = None, *, sampling: VectorSampling | None = None) -> Tensor:
         """Unit vectors [B, S, D] in raw space: at each s what sentence s+1 should mean; with `sampling` one that it could mean.
 
         Rows may be longer than the context: each position then looks back on at least half of it. `document_BS` numbers the
@@ -179,7 +179,7 @@ class LatentTransformer(nn.Module):
         return F.normalize(out_BSD, dim=-1)
 
     @torch.no_grad()
-    def predict_next(self, z_BSD: Tensor, *, sampling: Sampling | None = None) -> Tensor:
+    def predict_next(self, z_BSD: Tensor, *, sampling: VectorSampling | None = None) -> Tensor:
         """`predict` at the last place alone, [B, D], from at most the last `context` sentences; heads run at that place only."""
         was_training = self.training
         self.eval()
@@ -190,7 +190,7 @@ class LatentTransformer(nn.Module):
         return F.normalize(next_BD, dim=-1)
 
     def next_vectors(
-        self, anchor: Tensor, state: Tensor, sampling: Sampling | None = None, generator: torch.Generator | None = None
+        self, anchor: Tensor, state: Tensor, sampling: VectorSampling | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """From what `read` gives to vectors […, D] in raw space: the expected ones, or with `sampling` drawn ones."""
         if sampling is None and (self.config.point or self.sampler is None):

@@ -48,6 +48,15 @@ DRIFT = (
     Column("l2_nearest", "l2 to nearest\nsentence", "share"),
     Column("effective_rank", "effective\nrank", "count"),
 )
+WORDING = (
+    Column("predictor", "worded", "text"),
+    Column("rouge_l", "ROUGE-L\nto the truth", "share", interval=True),
+    Column("token_f1", "token-F1", "share"),
+    Column("cosine", "cosine, text\nre-encoded", "share", interval=True),
+    Column("mutual_information", "nats a token\nof context", "share", interval=True),
+    Column("repeated", "said\nbefore", "share"),
+    Column("tokens", "tokens", "count"),
+)
 CLOZE = (
     Column("predictor", "chosen by", "text"),
     Column("n", "stories", "count"),

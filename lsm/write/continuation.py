@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lsm.decode.decoders import Decoder
 from lsm.decode.vectors import Encode
-from lsm.latent.heads import Sampling
+from lsm.latent.heads import VectorSampling
 from lsm.latent.rollout import rollout
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def continue_document(
     read: Sequence[str] = (),
     encode: Encode | None = None,
     snap: Callable[[Tensor], Tensor] | None = None,
-    sampling: Sampling | None = None,
+    sampling: VectorSampling | None = None,
     rules: RepetitionRules | None = None,
     seed: int = 0,
     on_sentence: Callable[[str], None] = lambda text: None,

@@ -13,11 +13,12 @@ from lsm.bench import evaluation
 from lsm.config import settings_from
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
+from lsm.encode.encoder import load_encoder
 from lsm.files import write_json
 from lsm.latent.pretrain import Pretraining
-from lsm.latent.settings import PretrainSettings
+from lsm.latent.settings import ModelSettings, PretrainSettings
 from lsm.latent.trained_on import read_trained_on
-from lsm.latent.transformer import LatentTransformer
+from lsm.latent.transformer import LatentConfig, LatentTransformer
 
 
 def test_another_corpus_with_fitted_controls(
@@ -59,6 +60,25 @@ def test_the_context_curve_pairs_every_length(run_cli: Callable, model_folder: P
     for lengths, message in (("0", "at least 1"), ("5000", "looks back on"), ("x", "whole numbers")):
         outcome = run_cli(*asked, "--context-curve", lengths)
         assert outcome.code == 2 and message in outcome.stderr
+
+
+def test_a_model_with_a_sampling_head_is_judged_by_draws_too(run_cli: Callable, held_out_corpus: Path, tmp_path: Path) -> None:
+    encoder = load_encoder("stub")
+    shape = ModelSettings(context=8, hidden=16, layers=1, heads=2, sampler="energy", sampler_width=16, sampler_blocks=1)
+    torch.manual_seed(0)
+    LatentTransformer(LatentConfig(dim=encoder.dim, model=shape, encoder=encoder.fingerprint())).save_pretrained(tmp_path / "model")
+    asked = ["evaluate", tmp_path / "model", "--corpus", held_out_corpus, "--resamples", 0, "--shuffled-positions", 0, "--rollout", 3]
+    found = {}
+    for temperature in ("0", "1"):
+        outcome = run_cli(*asked, "--rollout-read", 3, "--temperature", temperature, "--json", tmp_path / "scores.json")
+        assert outcome.code == 0, outcome.stderr
+        results = json.loads((tmp_path / "scores.json").read_text())["results"]
+        found[temperature] = {row["predictor"]: row["cosine"] for row in results["rows"]}
+        assert {row["way"] for row in results["drift"]} == {"model", evaluation.SAMPLED, "the document itself", "last vector kept"}
+    assert found["0"]["model"] == found["1"]["model"] and found["0"][evaluation.SAMPLED] != found["1"][evaluation.SAMPLED]
+    for option in ("--temperature", "--guidance"):
+        outcome = run_cli(*asked, option, "-1")
+        assert outcome.code == 2 and f"{option} -1" in outcome.stderr
 
 
 def test_without_training_corpus_nothing_is_fitted(run_cli: Callable, model_folder: Path, held_out_corpus: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lsm.latent.heads import DenoisingHead, EnergyHead, Sampling, energy_score, guided, make_head
+from lsm.latent.heads import DenoisingHead, EnergyHead, VectorSampling, energy_score, guided, make_head
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.rollout import rollout
 from lsm.latent.settings import ModelSettings
@@ -59,7 +59,7 @@ def test_two_peaks_are_learned_not_their_mean(kind: str) -> None:
     head.eval()
     with torch.no_grad():
         state = torch.ones(1000, 1)
-        drawn = head.sample(state, Sampling(), torch.Generator().manual_seed(2))[:, 0]
+        drawn = head.sample(state, VectorSampling(), torch.Generator().manual_seed(2))[:, 0]
         mean = head.mean(state)[:, 0]
     assert float(drawn.mean()) == pytest.approx(2, abs=0.25) and float(mean.mean()) == pytest.approx(2, abs=0.5)
     near = torch.stack([(drawn - 1).abs() < 0.4, (drawn - 3).abs() < 0.4]).float().mean(1)
@@ -72,8 +72,8 @@ def test_two_peaks_are_learned_not_their_mean(kind: str) -> None:
 def test_temperature_zero_is_one_vector_and_seeds_decide(kind: str) -> None:
     head, state = head_of(kind, dim=3, hidden=4), torch.randn(6, 4)
     with torch.no_grad():
-        cold = [head.sample(state, Sampling(temperature=0, steps=5), torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-        warm = [head.sample(state, Sampling(steps=5), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+        cold = [head.sample(state, VectorSampling(temperature=0, steps=5), torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+        warm = [head.sample(state, VectorSampling(steps=5), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     torch.testing.assert_close(cold[0], cold[1])
     torch.testing.assert_close(warm[0], warm[1])
     assert not torch.allclose(warm[0], warm[2])
@@ -87,7 +87,7 @@ def test_guidance_known_values() -> None:
     assert float(rescaled.std()) == pytest.approx(float(with_state.std()))
     head, state = head_of("flow", dim=3, hidden=4), torch.randn(6, 4)
     with torch.no_grad():
-        plain, pushed = (head.sample(state, Sampling(steps=5, guidance=g), torch.Generator().manual_seed(0)) for g in (1.0, 3.0))
+        plain, pushed = (head.sample(state, VectorSampling(steps=5, guidance=g), torch.Generator().manual_seed(0)) for g in (1.0, 3.0))
     assert not torch.allclose(plain, pushed)
 
 
@@ -114,18 +114,18 @@ def test_model_draws_and_comes_back_from_disk(kind: str, tmp_path: Path) -> None
     z_BSD = F.normalize(torch.randn(2, 7, 6), dim=-1)
     model.save_pretrained(tmp_path)
     again = LatentTransformer.from_pretrained(tmp_path)
-    for sampling in (None, Sampling(steps=4), Sampling(steps=4, seed=1)):
+    for sampling in (None, VectorSampling(steps=4), VectorSampling(steps=4, seed=1)):
         drawn = model.predict(z_BSD, sampling=sampling)
         torch.testing.assert_close(drawn, again.predict(z_BSD, sampling=sampling))
         torch.testing.assert_close(drawn.norm(dim=-1), torch.ones(2, 7))
-    assert not torch.allclose(model.predict(z_BSD, sampling=Sampling()), model.predict(z_BSD, sampling=Sampling(seed=1)))
+    assert not torch.allclose(model.predict(z_BSD, sampling=VectorSampling()), model.predict(z_BSD, sampling=VectorSampling(seed=1)))
     torch.testing.assert_close(model.predict_next(z_BSD), model.predict(z_BSD)[:, -1])
     assert not torch.allclose(model.predict(z_BSD), sampling_model(kind, point=True).predict(z_BSD))
 
 
 def test_rollouts_draw_afresh_at_every_step() -> None:
     model, z_SD = sampling_model("energy"), F.normalize(torch.randn(3, 6), dim=-1)
-    first, same, other = (rollout(model, z_SD, 5, sampling=Sampling(seed=seed)) for seed in (0, 0, 1))
+    first, same, other = (rollout(model, z_SD, 5, sampling=VectorSampling(seed=seed)) for seed in (0, 0, 1))
     torch.testing.assert_close(first, same)
     assert not torch.allclose(first, other)
     assert len({tuple(z_D.tolist()) for z_D in first}) == 5

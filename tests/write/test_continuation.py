@@ -27,10 +27,10 @@ class LastVector:
         self.turn = turn
         self.seen: list[torch.Tensor] = []
 
-    def predict(self, z_BSD: torch.Tensor, document_BS: torch.Tensor | None = None) -> torch.Tensor:
-        self.seen.append(z_BSD[0, -1].clone())
-        turned = torch.roll(z_BSD, 1, dims=-1)
-        return torch.nn.functional.normalize(z_BSD + self.turn * turned, dim=-1)
+    def predict_next(self, z_BSD: torch.Tensor, *, sampling: None = None) -> torch.Tensor:
+        last_BD = z_BSD[:, -1]
+        self.seen.append(last_BD[0].clone())
+        return torch.nn.functional.normalize(last_BD + self.turn * torch.roll(last_BD, 1, dims=-1), dim=-1)
 
 
 class Speaker:

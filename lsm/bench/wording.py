@@ -1,0 +1,151 @@
+"""What predicted vectors say once they are worded: text beside the true next sentence, and how much it has to do with what was read.
+
+Letters: N places, S sentences of a document, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lsm.bench import intervals
+from lsm.bench.evaluation import Documents
+from lsm.bench.next_sentence import Predictor
+from lsm.bench.text_metrics import rouge_l, score_texts
+from lsm.decode.decoders import Decoder
+from lsm.decode.vectors import Encode, unit
+from lsm.errors import UserError
+
+if TYPE_CHECKING:
+    from lsm.lm.frozen import FrozenLM
+
+TRUTH, TRUE_VECTOR, ELSEWHERE = "the true sentence", "its vector, worded", "a true sentence from elsewhere"
+CONTEXT_SENTENCES = 10
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where words are asked for."""
+
+    document_N: np.ndarray
+    """Number of each place's document among the judged ones."""
+    position_N: np.ndarray
+    """The last sentence that is read there."""
+    context: list[list[str]]
+    """The last ten sentences read, or as many as there are."""
+    truth: list[str]
+
+
+def choose_places(documents: Documents, n: int, *, minimum_context: int, seed: int) -> Places:
+    """`n` places at random, spread over the documents, before a whole sentence or a first piece.
+
+    Raises:
+        UserError: the corpus keeps no text.
+    """
+    generator = np.random.default_rng(seed)
+    found: list[tuple[int, int]] = []
+    for g, part_S in enumerate(documents.parts()):
+        asked = np.flatnonzero(part_S == 0)
+        found += [
+            (g, int(s) - 1) for s in generator.permutation(asked[asked >= minimum_context])[: max(1, -(-n // len(documents.numbers)))]
+        ]
+    if not found:
+        raise UserError(f"--wording {n}: no judged document is longer than --minimum-context {minimum_context} sentences")
+    kept = [found[k] for k in np.sort(generator.permutation(len(found))[:n])]
+    context, truth = [], []
+    for g, s in kept:
+        texts = documents.corpus.texts(int(documents.numbers[g]))
+        context.append([" ".join(text.split()) for text in texts[max(0, s + 1 - CONTEXT_SENTENCES) : s + 1]])
+        truth.append(" ".join(texts[s + 1].split()))
+    document_N, position_N = np.array(kept).T
+    return Places(document_N, position_N, context, truth)
+
+
+def word(
+    documents: Documents, places: Places, predictors: Mapping[str, Predictor], decoder: Decoder, *, seed: int = 0
+) -> dict[str, list[str]]:
+    """What the decoder makes of every predictor's vectors at the places, and of the true ones; the true sentences and others beside it."""
+    vectors = documents.vectors()
+    said: dict[str, list[str]] = {}
+    for name, predictor in predictors.items():
+        predicted = {g: np.asarray(predictor(np.asarray(vectors[g], dtype=np.float32))) for g in np.unique(places.document_N)}
+        z_ND = np.stack([predicted[g][s] for g, s in zip(places.document_N, places.position_N, strict=True)])
+        said[name] = decoder.decode(unit(z_ND).astype(np.float32), seed=seed)
+    truth_ND = np.stack([vectors[g][s + 1] for g, s in zip(places.document_N, places.position_N, strict=True)])
+    said[TRUE_VECTOR] = decoder.decode(unit(truth_ND).astype(np.float32), seed=seed)
+    return said | {TRUTH: places.truth, ELSEWHERE: _elsewhere(places)}
+
+
+def measure(
+    places: Places,
+    said: Mapping[str, Sequence[str]],
+    encode: Encode,
+    lm: FrozenLM,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[dict[str, Any]]:
+    """One row a predictor, with 95 % intervals from resampling documents.
+
+    Columns: ROUGE-L, token-F1 and chrF against the true next sentence; cosine of the re-encoded text to it; `mutual_information`, by how
+    many nats a token the text is likelier under the LM after the last ten sentences than alone (Large Concept Model, §2.4, with a small LM
+    for its GPT-2); `information_sentence`, the same in nats a sentence; share of texts that were said more than once (`repeated`).
+    """
+    truth_ND = unit(encode(places.truth))
+    drawn_RG = intervals.draw(int(places.document_N.max()) + 1, resamples, seed)
+    rows = []
+    for name, texts in said.items():
+        scores = score_texts(list(texts), places.truth)
+        gained_N = mutual_information(lm, places.context, texts, advance)
+        counts_N = np.array([len(ids) for ids in lm.tokens.encode([f" {text}" for text in texts])])
+        values_N = {
+            "rouge_l": np.array([rouge_l(*pair) for pair in zip(texts, places.truth, strict=True)]),
+            "token_f1": scores.token_f1_N,
+            "chrf": scores.chrf_N,
+            "cosine": (unit(encode(list(texts))) * truth_ND).sum(1),
+            "mutual_information": gained_N,
+            "information_sentence": gained_N * counts_N,
+        }
+        estimates = {key: intervals.mean(value_N, places.document_N, drawn_RG) for key, value_N in values_N.items()}
+        repeated = 1 - len(set(texts)) / len(texts)
+        rows.append(
+            {"predictor": name, "n": len(texts), "repeated": repeated, "tokens": float(counts_N.mean()), **intervals.as_row(estimates)}
+        )
+    return rows
+
+
+def mutual_information(
+    lm: FrozenLM, contexts: Sequence[Sequence[str]], texts: Sequence[str], advance: Callable[[int], None] = lambda n: None
+) -> np.ndarray:
+    """log p(text | context) − log p(text) over the number of tokens, in nats, float64 [N]; alone, a text follows two line ends.
+
+    An empty text says nothing of its context: 0.
+    """
+    import torch
+
+    gained_N = np.zeros(len(texts))
+    (nothing,) = lm.tokens.encode(["\n\n"])
+    for n, (context, text) in enumerate(zip(contexts, texts, strict=True)):
+        if text.strip():
+            ids_BT, mask_BT = lm.tokenize([f" {text.strip()}"])
+            (read,) = lm.tokens.encode([" ".join(context)])
+            losses = []
+            with torch.inference_mode():
+                for before in (read, nothing):
+                    prefix_BPH = lm.embed(torch.tensor([before], device=lm.device))
+                    losses.append(float(lm.prefix_loss(prefix_BPH, ids_BT, mask_BT)[0]))
+            gained_N[n] = losses[1] - losses[0]
+        advance(1)
+    return gained_N
+
+
+def _elsewhere(places: Places) -> list[str]:
+    """For each place the true sentence of the next place in another document (of the next place, where all are in one)."""
+    n = len(places.truth)
+    order = [[(k + step) % n for step in range(1, n + 1)] for k in range(n)]
+    others = [next((j for j in after if places.document_N[j] != places.document_N[k]), after[0]) for k, after in enumerate(order)]
+    return [places.truth[j] for j in others]

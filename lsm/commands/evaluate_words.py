@@ -1,0 +1,57 @@
+"""The part of `lsm evaluate` that words predicted vectors and judges the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lsm.bench.evaluation import Judged
+    from lsm.commands.evaluate import Options
+    from lsm.latent.transformer import LatentTransformer
+
+_EXAMPLES = 10
+
+
+def words_of(options: Options, model: LatentTransformer, judged: Judged) -> Callable[[], dict[str, Any]]:
+    """Loads encoder, decoder and LM and chooses the places; called, it words, judges, prints, and gives rows and examples."""
+    from lsm.bench import wording
+    from lsm.bench.controls import exponential_mean
+    from lsm.bench.evaluation import MODEL, SAMPLED, rows_predictor
+    from lsm.commands.evaluate import encoder_of
+    from lsm.decode.load import DecoderSource
+    from lsm.latent.anchor import BEST_DECAY
+    from lsm.lm.frozen import FrozenLM
+    from lsm.progress import Progress, say
+    from lsm.report import tables
+
+    encoder, device = encoder_of(options, model), model.mask_vector.device
+    decoder = DecoderSource(encoder=encoder.fingerprint(), adapter=options.adapter, device=device).prefix()
+    same = decoder.lm.name == options.wording_lm
+    lm = decoder.lm if same else FrozenLM.load(options.wording_lm, device=device)
+    if same:
+        say(f"  the words are judged by the LM that writes them, {lm.name}: --wording-lm names another", quiet=options.quiet)
+    places = wording.choose_places(judged.held_out, options.wording, minimum_context=options.minimum_context, seed=options.seed)
+
+    def predictor(sampling: Any) -> Callable[[Any], Any]:
+        return lambda z_SD: rows_predictor(model, sampling)(z_SD[None])[0]
+
+    drawn = options.sampling(model)
+    predictors = {MODEL: predictor(None)} | ({SAMPLED: predictor(drawn)} if drawn else {})
+    predictors[f"exponential mean {BEST_DECAY}"] = exponential_mean(BEST_DECAY)
+
+    def find() -> dict[str, Any]:
+        said = wording.word(judged.held_out, places, predictors, decoder, seed=options.seed)
+        with Progress("judging words", len(said) * len(places.truth), "texts", quiet=options.quiet) as progress:
+            rows = wording.measure(
+                places, said, lambda texts: encoder.encode(texts).vectors, lm, resamples=options.resamples, seed=options.seed,
+                advance=progress.advance,
+            )  # fmt: skip
+        tables.show(rows, tables.WORDING, title=f"What is predicted, in words ({len(places.truth)} places, judged by {lm.name})")
+        examples = [
+            {"context": places.context[k][-1]} | {name: texts[k] for name, texts in said.items()}
+            for k in range(min(_EXAMPLES, len(places.truth)))
+        ]
+        return {"judge": lm.name, "judge_wrote": same, "rows": rows, "examples": examples}
+
+    return find
