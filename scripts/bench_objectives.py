@@ -1,0 +1,214 @@
+"""Which objective makes a latent transformer that does not predict the mean: every one alone and mixtures, on the same data and steps.
+
+    lsm encode-corpus TRAIN… --out CORPUS; lsm encode-corpus HELD_OUT… --out JUDGED   (for every domain)
+    python scripts/bench_objectives.py --train CORPUS --judge wikipedia=JUDGED … --out DIR [--seeds 0,1,2 --variants mse,mixture]
+
+Runs lie in DIR/runs and resume; each scoreboard is written to DIR when it is done and passed over when it is there. All runs stand on one
+scoreboard a domain, so that differences to MSE alone are paired. DIR/objectives.md is the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from lsm.bench import cloze, evaluation, intervals
+from lsm.bench.controls import fit_controls
+from lsm.bench.evaluation import Judged, rows_predictor
+from lsm.bench.next_sentence import Predictor, measure
+from lsm.bench.parts import finished
+from lsm.commands.values import comma_separated, whole_numbers
+from lsm.config import load_settings, settings_from, to_dict
+from lsm.corpus.reader import Corpus
+from lsm.encode.encoder import load_encoder
+from lsm.errors import UserError
+from lsm.files import atomic_write, write_json
+from lsm.latent.heads import VectorSampling
+from lsm.latent.pretrain import Pretraining
+from lsm.latent.settings import PretrainSettings
+from lsm.latent.transformer import LatentTransformer
+from lsm.progress import Progress, say
+from lsm.provenance import choose_device, report
+from lsm.report import tables
+from lsm.training.loop import Trainer
+
+_OFF = {"mse": 0.0, "infonce": 0.0, "in_document": 0.0, "denoise": 0.0, "sampler": 0.0}
+VARIANTS: dict[str, tuple[dict[str, float], str]] = {
+    "mse": ({"mse": 1.0}, "none"),
+    "infonce": ({"infonce": 1.0}, "none"),
+    "infonce in document": ({"in_document": 1.0}, "none"),
+    "denoise": ({"denoise": 1.0}, "none"),
+    "energy": ({"sampler": 1.0}, "energy"),
+    "flow": ({"sampler": 1.0}, "flow"),
+    "diffusion": ({"sampler": 1.0}, "diffusion"),
+    "mse + infonce": ({"mse": 0.1, "infonce": 1.0, "in_document": 0.1}, "none"),
+    "infonce + denoise": ({"infonce": 1.0, "in_document": 0.1, "denoise": 0.1}, "none"),
+    "infonce + energy": ({"infonce": 1.0, "in_document": 0.1, "sampler": 1.0}, "energy"),
+    "infonce + flow": ({"infonce": 1.0, "in_document": 0.1, "sampler": 1.0}, "flow"),
+    "everything": ({"mse": 0.1, "infonce": 1.0, "in_document": 0.1, "denoise": 0.1, "sampler": 1.0}, "energy"),
+}
+"""Name → weights of the objectives, and the sampling head."""
+REFERENCE = "mse"
+COLUMNS = (
+    tables.Column("predictor", "trained by", "text"),
+    tables.Column("contrastive_accuracy", "contrastive accuracy", "share", interval=True),
+    tables.Column("lead_contrastive_accuracy", "its lead over mse", "share", interval=True),
+    tables.Column("recall_at_10", "recall@10", "share", interval=True),
+    tables.Column("median_rank", "median rank", "count"),
+    tables.Column("document_recall_at_1", "in-document recall@1", "share", interval=True),
+    tables.Column("l2", "l2", "share"),
+    tables.Column("l2_gap", "l2 − l2 to nearest", "share", interval=True),
+    tables.Column("effective_rank", "effective rank", "count"),
+    tables.Column("mean_pairwise_cosine", "pairwise cosine", "share"),
+)
+
+
+@dataclass
+class Options:
+    """What to train, on what, and what to judge it on."""
+
+    train: Path
+    """Corpus to train on."""
+    judge: tuple[str, ...]
+    """Domains: NAME=CORPUS, held out."""
+    out: Path
+    """Folder of runs and results."""
+    config: Path = Path("configs/latent-10m.yaml")
+    """Everything but the objectives."""
+    variants: str = ",".join(VARIANTS)
+    seeds: str = "0"
+    cloze: Path | None = None
+    """Stories with two endings."""
+    limit_documents: int | None = None
+    """Documents judged a domain."""
+    temperature: float = 1.0
+    """Of the draws of sampling heads."""
+    resamples: int = 1000
+    device: str = "auto"
+
+
+def settings_of(variant: str, base: PretrainSettings) -> PretrainSettings:
+    """The settings of a variant: the base with other weights and another head."""
+    raw = to_dict(base)
+    weights, head = VARIANTS[variant]
+    raw["objectives"] |= _OFF | weights
+    raw["model"] |= {"sampler": head}
+    return settings_from(PretrainSettings, raw, origin=variant)
+
+
+def train(options: Options, device: torch.device) -> dict[str, Path]:
+    """Train what is not trained yet; label → run folder."""
+    base, runs = load_settings(PretrainSettings, options.config), {}
+    variants, seeds = comma_separated(options.variants), whole_numbers(options.seeds, "--seeds")
+    unknown = [variant for variant in variants if variant not in VARIANTS]
+    if unknown:
+        raise UserError(f"--variants {', '.join(unknown)}: choose from {', '.join(VARIANTS)}")
+    for seed in seeds:
+        for variant in variants:
+            label = variant if len(seeds) == 1 else f"{variant}, seed {seed}"
+            run = options.out / "runs" / f"{variant.replace(' ', '_')}-{seed}"
+            settings = settings_of(variant, base)
+            say(f"{label} → {run}")
+            Trainer(Pretraining.on_corpus(options.train, settings, seed=seed, device=device), settings, run, seed=seed).train()
+            runs[label] = run
+    return runs
+
+
+def predictors_of(runs: Mapping[str, Path], device: torch.device, temperature: float) -> dict[str, Predictor]:
+    """What each run expects, and one draw of those that draw."""
+    found: dict[str, Predictor] = {}
+
+    def add(name: str, model: LatentTransformer, sampling: VectorSampling | None) -> None:
+        predict_rows = rows_predictor(model, sampling)
+        found[name] = lambda z_SD: predict_rows(z_SD[None])[0]
+
+    for label, run in runs.items():
+        model = LatentTransformer.from_pretrained(run, device=device)
+        add(label, model, None)
+        if model.sampler is not None:
+            add(f"{label}, one sample", model, VectorSampling(temperature=temperature))
+    return found
+
+
+def judge(options: Options, runs: Mapping[str, Path], domain: str, corpus: Corpus, device: torch.device) -> dict[str, Any]:
+    """One domain's scoreboard, with paired differences to `REFERENCE`."""
+    first = next(iter(runs.values()))
+    model = LatentTransformer.from_pretrained(first, device=device)
+    judged: Judged = evaluation.choose_documents(first, model, corpus, Corpus.open(options.train), limit=options.limit_documents)
+    assert judged.train is not None
+    controls = fit_controls(judged.train.vectors(), judged.train.parts(), note=say)
+    predictors = predictors_of(runs, device, options.temperature) | controls
+    with Progress(domain, len(predictors), "predictors") as progress:
+        board = measure(judged.held_out.vectors(), judged.held_out.parts(), predictors, advance=lambda name: progress.advance(1, name))
+    rows = board.rows(resamples=options.resamples)
+    reference = next((label for label in runs if label.split(",")[0] == REFERENCE), None)
+    for row in rows:
+        if reference is None:
+            continue
+        lead = board.difference(row["predictor"], reference, resamples=options.resamples)
+        named = intervals.as_row({f"lead_{metric}": estimate for metric, estimate in lead.items()})
+        row["intervals"] |= named.pop("intervals")
+        row |= named
+    return {"rows": rows, "notes": judged.notes}
+
+
+def choose_endings(options: Options, runs: Mapping[str, Path], device: torch.device) -> dict[str, Any]:
+    """Story Cloze by each run's vectors; the controls once."""
+    assert options.cloze is not None
+    stories = cloze.read_stories(options.cloze)
+    models = {label: LatentTransformer.from_pretrained(run, device=device) for label, run in runs.items()}
+    encoder = load_encoder(next(iter(models.values())).config.encoder["name"], device=str(device))
+    known: list[np.ndarray] = []
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        known.extend([] if known else [encoder.encode(texts).vectors])  # the same texts for every model
+        return known[0]
+
+    leads: dict[str, np.ndarray] = {}
+    for label, model in models.items():
+        found = cloze.leads_by_vectors(stories, encode, rows_predictor(model))
+        leads = {label: found.pop(evaluation.MODEL)} | found | leads
+    first = next(iter(runs))
+    rows = cloze.score({evaluation.MODEL: leads[first]} | leads, resamples=options.resamples)
+    return {"rows": [row for row in rows if row["predictor"] != evaluation.MODEL], "lead_of": first}
+
+
+def main(options: Options) -> None:
+    """Train, judge, and write the table."""
+    device, why = choose_device(options.device)
+    say(f"{device}: {why}")
+    domains = dict(pair.split("=", 1) for pair in options.judge)
+    corpora = {name: Corpus.open(path) for name, path in domains.items()}
+    runs = train(options, device)
+    asked: dict[str, Any] = {
+        "train": Corpus.open(options.train).fingerprint,
+        "config": to_dict(load_settings(PretrainSettings, options.config)),
+    }
+    asked |= {"runs": list(runs), "limit_documents": options.limit_documents, "temperature": options.temperature}
+    text = ["# Objectives", ""]
+    boards: list[tuple[str, Sequence[tables.Column], dict[str, Any], Callable[[], dict[str, Any]]]] = [
+        (name, COLUMNS, asked | {"judged": corpus.fingerprint}, partial(judge, options, runs, name, corpus, device))
+        for name, corpus in corpora.items()
+    ]
+    if options.cloze is not None:
+        boards.append(("cloze", tables.CLOZE, asked, partial(choose_endings, options, runs, device)))
+    for name, columns, on, make in boards:
+        results: Any = finished(options.out / f"{name}.json", on)
+        if results is None:
+            results = make() | {"asked": on}
+            write_json(options.out / f"{name}.json", report(results, seed=0, device=str(device), elapsed_seconds=0.0))
+        tables.show(results["rows"], columns, title=name)
+        text += [f"## {name}", "", tables.markdown(results["rows"], columns), ""]
+    with atomic_write(options.out / "objectives.md", "w") as handle:
+        handle.write("\n".join(text))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,68 @@
+"""The table of objectives: every variant is a valid run, all stand on one scoreboard, and what is done is not done again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lsm.config import to_dict
+from lsm.errors import UserError
+from lsm.latent.settings import PretrainSettings
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_objectives.py"
+TINY = """steps: 2
+eval_every: 2
+save_every: 2
+threads: 1
+optimizer: {warmup_steps: 1}
+model: {context: 8, hidden: 16, layers: 1, heads: 2, sampler_width: 16, sampler_blocks: 1}
+data: {batch_sentences: 64, held_out_fraction: 0.2}
+"""
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("bench_objectives", SCRIPT)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["bench_objectives"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_every_variant_changes_objectives_and_head_only(script: ModuleType) -> None:
+    base = PretrainSettings()
+    for name, (weights, head) in script.VARIANTS.items():
+        settings = script.settings_of(name, base)
+        assert settings.model.sampler == head and (settings.objectives.sampler > 0) == (head != "none")
+        assert {key for key in ("mse", "infonce", "in_document", "denoise", "sampler") if getattr(settings.objectives, key)} == set(weights)
+        assert to_dict(settings.data) == to_dict(base.data) and settings.steps == base.steps
+
+
+def test_runs_share_a_scoreboard_and_are_kept(script: ModuleType, tmp_path: Path, training_corpus: Path, held_out_corpus: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "stories.jsonl").write_text(json.dumps({"sentences": ["War.", "Peace."], "endings": ["Law.", "Iron."], "right": 1}) + "\n")
+    options = script.Options(
+        train=training_corpus, judge=(f"made-up={held_out_corpus}",), out=tmp_path / "out", config=tmp_path / "tiny.yaml",
+        variants="mse,infonce + energy", cloze=tmp_path / "stories.jsonl", resamples=20, device="cpu",
+    )  # fmt: skip
+    script.main(options)
+    rows = {row["predictor"]: row for row in json.loads((tmp_path / "out/made-up.json").read_text())["results"]["rows"]}
+    assert {"mse", "infonce + energy", "infonce + energy, one sample", "last vector", "ridge"} <= set(rows)
+    assert rows["mse"]["lead_contrastive_accuracy"] == 0
+    energy = rows["infonce + energy"]
+    assert energy["lead_l2"] == pytest.approx(energy["l2"] - rows["mse"]["l2"], abs=1e-9)
+    stories = {row["predictor"] for row in json.loads((tmp_path / "out/cloze.json").read_text())["results"]["rows"]}
+    assert {"mse", "infonce + energy", "last vector", "chance"} <= stories and "model" not in stories
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
+    script.main(options)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")} == written
+    assert "| infonce + energy, one sample |" in (tmp_path / "out/objectives.md").read_text()
+    options.variants = "mse,hope"
+    with pytest.raises(UserError, match="hope"):
+        script.main(options)
