@@ -202,7 +202,7 @@ def main(options: Options) -> None:
     for name, columns, on, make in boards:
         results: Any = finished(options.out / f"{name}.json", on)
         if results is None:
-            results = make() | {"asked": on}
+            results = make() | dict[str, Any](asked=on)
             write_json(options.out / f"{name}.json", report(results, seed=0, device=str(device), elapsed_seconds=0.0))
         tables.show(results["rows"], columns, title=name)
         text += [f"## {name}", "", tables.markdown(results["rows"], columns), ""]
