@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from lsm.config import CommonOptions
 from lsm.latent.settings import PretrainSettings
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(kw_only=True)
@@ -24,6 +27,8 @@ class Options(CommonOptions):
     """YAML file with the settings, such as configs/latent-small.yaml; None = the defaults."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: go on with the run in --out or start one; never: refuse a folder that holds a run; must: refuse one that does not."""
+    adapter: str | None = None
+    """Adapter through which the objective `words` reads predictions: folder or shipped name; default: the shipped one for the encoder."""
     settings: Annotated[PretrainSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=PretrainSettings)
     """Everything that shapes the result."""
 
@@ -35,7 +40,7 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.training.loop import Trainer
 
     device, _ = choose_device(options.device)
-    task = Pretraining.on_corpus(options.corpus, options.settings, seed=options.seed, device=device)
+    task = Pretraining.on_corpus(options.corpus, options.settings, seed=options.seed, device=device, **_decoder(options, device))
     trainer = Trainer(task, options.settings, options.out, seed=options.seed, resume=options.resume, quiet=options.quiet)
     results = trainer.train()
     scores = results["evaluation"]
@@ -45,3 +50,26 @@ def run(options: Options) -> dict[str, Any]:
         f"median rank {scores['median_rank']:.0f} ({scores['control_median_rank']:.0f})"
     )
     return results
+
+
+def _decoder(options: Options, device: torch.device) -> dict[str, Any]:
+    """What the objective `words` needs, nothing without it."""
+    from lsm.errors import UserError
+
+    if not options.settings.objectives.words:
+        if options.adapter:
+            raise UserError(f"--adapter {options.adapter} is for the objective words; give it a weight: --objectives.words 1")
+        return {}
+    from lsm.corpus.reader import Corpus
+    from lsm.decode.load import DecoderSource
+
+    corpus = Corpus.open(options.corpus)
+    if not corpus.keeps_text:
+        raise UserError(f"--corpus {options.corpus} keeps no text for the objective words; encode it without --drop-text")
+    decoder = DecoderSource(encoder=corpus.encoder, adapter=options.adapter, device=device).prefix()
+    decoder.adapter.requires_grad_(False)
+    most = options.settings.objectives.words_tokens
+    return {
+        "word_loss": lambda z_ND, texts: decoder.loss(z_ND, texts, max_tokens=most),
+        "decoder": f"{decoder.adapter.sha256()[:16]} through {decoder.lm.sha256[:16]}",
+    }

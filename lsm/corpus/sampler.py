@@ -39,19 +39,36 @@ class VectorDocuments(Protocol):
         """A numeric column over all rows; the sampler asks for `part`."""
         ...
 
+    def text_at(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The text of any rows; asked for by objectives that word predictions."""
+        ...
+
 
 class ArrayDocuments:
     """Documents held in memory, for tests and experiments: one array [S, D] each."""
 
-    def __init__(self, vectors: Sequence[np.ndarray], *, doc_ids: Sequence[str] | None = None, parts: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        vectors: Sequence[np.ndarray],
+        *,
+        doc_ids: Sequence[str] | None = None,
+        parts: np.ndarray | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> None:
         self._vectors = list(vectors)
         self.doc_ids = list(doc_ids) if doc_ids is not None else [f"document {n}" for n in range(len(self._vectors))]
         self.starts = np.concatenate([[0], np.cumsum([len(v) for v in self._vectors])]).astype(np.int64)
+        self._texts = texts
         self._parts = parts if parts is not None else np.zeros(self.starts[-1], dtype=np.int32)
 
     def vectors(self, doc: int) -> np.ndarray:
         """Sentence vectors of a document, [S, D]."""
         return self._vectors[doc]
+
+    def text_at(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The text of any rows."""
+        assert self._texts is not None, "these documents have no text"
+        return [self._texts[row] for row in rows]
 
     def column(self, name: str) -> np.ndarray:
         """The column `part`."""

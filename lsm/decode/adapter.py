@@ -188,6 +188,19 @@ class _LexicalHead(nn.Module):
         return self.gate * (self.direct(trunk_BF)[:, None] + mixed_BTH)
 
 
+def sentence_loss(adapter: PrefixAdapter, lm: FrozenLM, z_BD: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Prefix]:
+    """Mean cross-entropy of each row's tokens in nats [B] when the LM reads the vectors through the adapter, and the prefix it read.
+
+    Gradients flow into the adapter and into `z_BD`. Arguments as of `FrozenLM.prefix_loss`.
+    """
+    trunk_BF = adapter.trunk(z_BD)
+    prefix = adapter.prefix(trunk_BF, lm)
+    spoken_BTH = spoken_before(lm.embed(ids_BT))
+    bias_BTH = adapter.bias(trunk_BF, spoken_BTH, torch.arange(ids_BT.shape[1], device=lm.device))
+    with torch.autocast(lm.device.type, enabled=False):  # the LM has its own dtype
+        return lm.prefix_loss(prefix.prefix_BPH, ids_BT, mask_BT, bias_BTH), prefix
+
+
 def spoken_before(embedded_BTH: Tensor) -> Tensor:
     """Sum of the embeddings before each position [B, T, H] float32: zeros at the first."""
     sums_BTH = embedded_BTH.float().cumsum(1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import permutation, split_documents
-from lsm.decode.adapter import AdapterHome, Prefix, PrefixAdapter, spoken_before
+from lsm.decode.adapter import AdapterHome, Prefix, PrefixAdapter, sentence_loss
 from lsm.decode.card import adapter_card
 from lsm.decode.reading import LengthBatches, TokenizedSentences
 from lsm.decode.settings import DecoderSettings
@@ -161,12 +161,7 @@ class PrefixTask(Task):
 
     def _sentence_losses(self, batch: SentenceBatch, z_BD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """loss_B (nats per token), lengths_B, and the loss of the prefix's words where it has any."""
-        trunk_BF = self.adapter.trunk(z_BD)
-        prefix = self.adapter.prefix(trunk_BF, self.lm)
-        spoken_BTH = spoken_before(self.lm.embed(batch.ids_BT))
-        bias_BTH = self.adapter.bias(trunk_BF, spoken_BTH, torch.arange(batch.ids_BT.shape[1], device=self.lm.device))
-        with torch.autocast(self.lm.device.type, enabled=False):  # the LM has its own dtype
-            loss_B = self.lm.prefix_loss(prefix.prefix_BPH, batch.ids_BT, batch.mask_BT, bias_BTH)
+        loss_B, prefix = sentence_loss(self.adapter, self.lm, z_BD, batch.ids_BT, batch.mask_BT)
         return loss_B, batch.mask_BT.sum(1), self._word_loss(batch, prefix)
 
     def _lexical_losses(self, batch: SentenceBatch) -> dict[str, Tensor]:

@@ -5,13 +5,14 @@ Shape letters: B rows, S sentences, D vector width, N queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lsm.config import to_dict
@@ -29,6 +30,8 @@ from lsm.latent.transformer import LatentConfig, LatentTransformer
 from lsm.training.loop import step_seed
 from lsm.training.task import Task
 
+WordLoss = Callable[[Tensor, Sequence[str]], Tensor]
+"""Unit vectors [N, D] and the sentences they should be → nats a token [N], with gradients to the vectors: a frozen decoder's."""
 _EVALUATION = -2
 _MODEL_STREAM = -3
 
@@ -52,6 +55,8 @@ class LatentBatch:
     noise_BSD: Tensor | None
     masked_BS: Tensor
     """The first rows' hidden spans for denoising."""
+    worded_N: Tensor
+    """Which of the N are worded."""
 
 
 class Pretraining(Task):
@@ -59,6 +64,8 @@ class Pretraining(Task):
 
     Args:
         text_sha256: of every document's text, to record which ones are trained on; None where there is no text.
+        word_loss: a frozen decoder, for the objective `words`; the source must have `text_at` then.
+        decoder: what tells one such decoder from another.
 
     Raises:
         UserError: too few documents to train on and hold out.
@@ -75,11 +82,15 @@ class Pretraining(Task):
         encoder: dict[str, Any] | None = None,
         corpus_fingerprint: str = "",
         text_sha256: Sequence[str] | None = None,
+        word_loss: WordLoss | None = None,
+        decoder: str = "",
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings, self.seed, self.device = settings, seed, torch.device(device)
-        self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}}
+        self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}} | ({"decoder": decoder} if decoder else {})
+        assert (settings.objectives.words == 0) == (word_loss is None), "objectives.words and a decoder go together"
+        self._word_loss = word_loss
         train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
         # In a fixed random order, so that less data is not another domain.
         train = np.sort(train[permutation(len(train), 0, 0)[: settings.data.limit_documents]])
@@ -117,7 +128,16 @@ class Pretraining(Task):
             self.model.mask_vector.requires_grad_(False)
 
     @classmethod
-    def on_corpus(cls, path: Path, settings: PretrainSettings, *, seed: int, device: torch.device) -> Pretraining:
+    def on_corpus(
+        cls,
+        path: Path,
+        settings: PretrainSettings,
+        *,
+        word_loss: WordLoss | None = None,
+        decoder: str = "",
+        seed: int,
+        device: torch.device,
+    ) -> Pretraining:
         """The task on a corpus folder."""
         corpus = Corpus.open(path)
         return cls(
@@ -127,6 +147,8 @@ class Pretraining(Task):
             encoder=corpus.encoder,
             corpus_fingerprint=corpus.fingerprint,
             text_sha256=corpus.documents["text_sha256"].to_pylist(),
+            word_loss=word_loss,
+            decoder=decoder,
             seed=seed,
             device=device,
         )
@@ -212,6 +234,9 @@ class Pretraining(Task):
             hidden_BS = self._tensor(generator.random(packed.segment_BS.shape) < data.context_dropout)
         if training and data.noise:
             noise_BSD = self._tensor(generator.standard_normal(packed.z_BSD.shape, dtype=np.float32) * np.float32(data.noise))
+        worded_N = np.zeros(0, dtype=np.int64)
+        if goals.words:
+            worded_N = np.sort(generator.permutation(len(source_N))[: goals.words_sentences])
         return LatentBatch(
             packed,
             self._tensor(packed.z_BSD),
@@ -220,6 +245,7 @@ class Pretraining(Task):
             hidden_BS,
             noise_BSD,
             self._tensor(masked_BS),
+            self._tensor(worded_N),
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -245,6 +271,11 @@ class Pretraining(Task):
             if goals.in_document:
                 elsewhere_NN = batch.document_N[:, None] != batch.document_N[None]
                 parts["in_document"] = objectives.infonce(logits_NN, batch.blocked_NN | elsewhere_NN, focus=goals.focus)
+        if self._word_loss is not None:
+            source_N, target_N = batch.source_N[batch.worded_N], batch.target_N[batch.worded_N].cpu().numpy()
+            predicted_ND = model.point(anchor_BSD, self._watched("words", state_BSH)).flatten(0, 1)[source_N]
+            texts = self.sampler.source.text_at(batch.packed.row_id_BS.reshape(-1)[target_N])
+            parts["words"] = self._word_loss(F.normalize(predicted_ND, dim=-1), texts).mean()
         if isinstance(model.sampler, EnergyHead | DenoisingHead):
             missing_ND = (target_ND - anchor_BSD.flatten(0, 1)[batch.source_N]) / model.normaliser.scale
             state_NH = self._watched("sampler", state_BSH).flatten(0, 1)[batch.source_N]

@@ -78,6 +78,13 @@ class ObjectiveSettings:
     """Weight of restoring masked spans of sentences, seen from both sides."""
     sampler: float = 0.0
     """Weight of the sampling head's own loss (energy score, flow matching or diffusion, as model.sampler says)."""
+    words: float = 0.0
+    """Weight of the cross-entropy of the next sentence's tokens when a frozen decoder reads the predicted vector (SONAR-LLM, Dragunov et
+    al. 2025). A pass through the LM for each sentence: for a short fine-tune."""
+    words_sentences: int = 32
+    """Sentences of a batch that are worded."""
+    words_tokens: int = 48
+    """Tokens of a sentence that are worded, from its first on."""
     energy_samples: int = 8
     """Samples a position behind an energy score."""
     hide_state: float = 0.15
@@ -107,16 +114,18 @@ class ObjectiveSettings:
     @property
     def point(self) -> bool:
         """Whether an objective trains the head that predicts one vector."""
-        return self.mse > 0 or self.contrasts
+        return self.mse > 0 or self.words > 0 or self.contrasts
 
     def __post_init__(self) -> None:
         problems = [
             f"objectives.{name} {getattr(self, name)} must not be negative"
-            for name in ("mse", "infonce", "in_document", "denoise", "sampler")
+            for name in ("mse", "infonce", "in_document", "denoise", "sampler", "words")
             if not getattr(self, name) >= 0
         ]
-        if not problems and self.mse + self.infonce + self.in_document + self.denoise + self.sampler == 0:
-            problems.append("objectives: mse, infonce, in_document, denoise and sampler are all 0; give at least one a weight")
+        if not problems and self.mse + self.infonce + self.in_document + self.denoise + self.sampler + self.words == 0:
+            problems.append("objectives: mse, infonce, in_document, denoise, sampler and words are all 0; give at least one a weight")
+        if self.words_sentences < 1 or self.words_tokens < 2:
+            problems.append(f"objectives.words_sentences {self.words_sentences} must be at least 1 and words_tokens {self.words_tokens} 2")
         if self.energy_samples < 2:
             problems.append(f"objectives.energy_samples {self.energy_samples} must be at least 2")
         if not 0 <= self.hide_state < 1:

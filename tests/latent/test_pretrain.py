@@ -103,6 +103,34 @@ def test_sampling_heads_alone_fall_and_say_what_reaches_the_trunk(tmp_path: Path
     assert not model_back.config.point and model_back.config.model.sampler == kind
 
 
+def test_words_are_those_of_the_next_sentence_and_their_gradient_trains() -> None:
+    plain = spirals()
+    source = ArrayDocuments(
+        [plain.vectors(doc) for doc in range(len(plain.doc_ids))], texts=[str(row) for row in range(int(plain.starts[-1]))]
+    )
+    every_DN = torch.from_numpy(np.concatenate([source.vectors(doc) for doc in range(len(source.doc_ids))]).astype(np.float32))
+
+    def word_loss(z_ND: torch.Tensor, texts: Any) -> torch.Tensor:
+        assert torch.allclose(z_ND.norm(dim=-1), torch.ones(len(z_ND)))
+        return (z_ND - torch.nn.functional.normalize(every_DN[[int(text) for text in texts]], dim=-1)).square().sum(-1)
+
+    config = settings(objectives={"mse": 0, "infonce": 0, "denoise": 0, "words": 1, "words_sentences": 8})
+    made = Pretraining(source, config, dim=DIM, word_loss=word_loss, decoder="made up")
+    assert made.fingerprint()["decoder"] == "made up"
+    optimizer = torch.optim.Adam([parameter for parameter in made.model.parameters() if parameter.requires_grad], lr=3e-3)
+    losses = []
+    for index in range(60):
+        batch = made.batch(index)
+        assert len(batch.worded_N) == 8
+        total, parts = made.loss(batch)
+        losses.append(float(parts["words"]))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    # A fixed rotation can be learned: only if the texts are those of the next sentences does the loss fall so far.
+    assert np.mean(losses[-5:]) < 0.4 * np.mean(losses[:5])
+
+
 def test_gradient_norms_are_those_of_each_objective_alone() -> None:
     config = settings(objectives={"mse": 0.5, "infonce": 2.0, "denoise": 0})
     both = task(config)
