@@ -19,7 +19,7 @@ import torch
 
 from lsm.bench import intervals
 from lsm.bench.intervals import Estimate
-from lsm.latent.diagnostics import effective_rank, mean_pairwise_cosine
+from lsm.latent.diagnostics import effective_rank, mean_pairwise_cosine, principal_dims
 
 Predictor = Callable[[np.ndarray], np.ndarray]
 """z_SD → predicted_SD: row s, seen from z[: s + 1] alone, predicts z[s + 1]. A row of NaN = no prediction asked for here."""
@@ -160,7 +160,11 @@ def make_queries(documents: Sequence[np.ndarray], parts: Sequence[np.ndarray], *
 
 def spread(predicted_QD: torch.Tensor) -> dict[str, float]:
     """Whether predictions differ from one another: 1 and 1.0 when all are the same vector."""
-    return {"effective_rank": effective_rank(predicted_QD), "mean_pairwise_cosine": mean_pairwise_cosine(predicted_QD)}
+    return {
+        "effective_rank": effective_rank(predicted_QD),
+        "principal_dims_90": principal_dims(predicted_QD),
+        "mean_pairwise_cosine": mean_pairwise_cosine(predicted_QD),
+    }
 
 
 def _ask(predictor: Predictor, z_SD: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lsm.corpus.sampler import PAD, PackedBatch
 from lsm.latent.anchor import BEST_DECAY, exponential_mean
-from lsm.latent.diagnostics import effective_rank, l2_to_truth, mean_pairwise_cosine
+from lsm.latent.diagnostics import collapse, effective_rank, l2_to_truth, mean_pairwise_cosine
 from lsm.latent.objectives import next_sentences
+from lsm.progress import say
 
 _CHUNK_ROWS = 512
 
@@ -57,6 +58,8 @@ def evaluate_batches(batches: Iterable[tuple[PackedBatch, Tensor, dict[str, floa
         rank_N = _ranks(F.normalize(vectors_ND, dim=-1), candidate_MD, rows, documents, *queries)
         scores |= {f"{name}recall_10": float((rank_N <= 10).mean()), f"{name}median_rank": float(np.median(rank_N))}
     unit_ND = F.normalize(predicted_ND, dim=-1)
+    if dead := collapse(unit_ND, F.normalize(truth_ND, dim=-1)):
+        say(f"COLLAPSE: {dead}")
     return scores | {
         "cosine": float((unit_ND * F.normalize(truth_ND, dim=-1)).sum(-1).mean()),
         "l2": l2_to_truth(unit_ND, truth_ND),

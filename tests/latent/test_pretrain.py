@@ -14,7 +14,15 @@ from lsm.config import load_settings, settings_from, to_dict
 from lsm.corpus.sampler import ArrayDocuments
 from lsm.errors import UserError
 from lsm.files import sha256_file
-from lsm.latent.diagnostics import effective_rank, l2_to_nearest, l2_to_truth, mean_pairwise_cosine
+from lsm.latent.diagnostics import (
+    collapse,
+    effective_rank,
+    l2_to_nearest,
+    l2_to_truth,
+    mean_pairwise_cosine,
+    pca_spectrum,
+    principal_dims,
+)
 from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
 from lsm.latent.transformer import LatentTransformer
@@ -196,6 +204,31 @@ def test_diagnostics_known_values() -> None:
     assert mean_pairwise_cosine(few) == pytest.approx(float((cosine.sum() - cosine.trace()) / (40 * 39)), abs=1e-6)
     assert l2_to_truth(torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.0, 0.0]])) == pytest.approx(2.5)
     assert l2_to_nearest(torch.zeros(1, 2), torch.tensor([[3.0, 4.0], [1.0, 1.0]])) == pytest.approx(math.sqrt(2), rel=1e-5)
+
+
+def test_spectrum_and_collapse_known_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cloud = torch.randn(4000, 8, generator=generator)
+    torch.testing.assert_close(pca_spectrum(cloud), torch.full((8,), 1 / 8, dtype=torch.float64), atol=0.02, rtol=0)
+    flat = cloud * torch.tensor([3.0, 1.0] + [0.0] * 6)
+    torch.testing.assert_close(pca_spectrum(flat)[:2], torch.tensor([0.9, 0.1], dtype=torch.float64), atol=0.02, rtol=0)
+    assert principal_dims(flat, 0.8) == 1 and principal_dims(flat, 0.99) == 2 and principal_dims(torch.ones(5, 3)) == 0
+    wide = torch.randn(2000, 64, generator=generator)
+    line = torch.randn(2000, 1, generator=generator) * torch.ones(64)
+    assert collapse(wide, wide) is None and collapse(wide[:, :32].repeat(1, 2), wide) is None
+    assert "one vector" in str(collapse(torch.ones(2000, 64) + 0.01 * wide, wide)) and "few directions" in str(collapse(line, wide))
+    near = torch.ones(2000, 64) + 0.1 * wide  # real sentences of some encoders lie close together: that alone is no collapse
+    assert collapse(near, near) is None
+
+
+def test_a_collapse_is_said_aloud(capsys: pytest.CaptureFixture[str]) -> None:
+    made = task(settings())
+    made.evaluate()
+    assert "COLLAPSE" not in capsys.readouterr().err
+    with torch.no_grad():
+        made.model.correction.bias.fill_(1e3)
+    made.evaluate()
+    assert "COLLAPSE: predictions are nearly one vector" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
