@@ -37,6 +37,8 @@ class Options(DecoderOptions):
 
 def run(options: Options) -> dict[str, Any]:
     """Print the written sentences, one a line."""
+    import numpy as np
+
     from lsm.corpus.format import encoder_line, same_space
     from lsm.encode.encoder import encoder_info, load_encoder
     from lsm.errors import UserError
@@ -85,7 +87,8 @@ def run(options: Options) -> dict[str, Any]:
         quiet=options.quiet,
     )
     written = continue_document(
-        model, encode(read), decoder, options.sentences, read=read, encode=encode if options.re_encode else None, seed=options.seed,
+        model, encode(read), decoder, options.sentences, read=read, section_S=np.array([sentence.section for sentence in sentences]),
+        encode=encode if options.re_encode else None, seed=options.seed,
         snap=Snapper(source.store(), options.snap) if snapped else None,
         on_sentence=lambda sentence: print(" ".join(sentence.split()), flush=True),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, permutation, split_documents, summary
 from lsm.errors import UserError
 from lsm.latent import objectives
+from lsm.latent.attention import require as require_attention
 from lsm.latent.card import model_card
 from lsm.latent.evaluation import evaluate_batches
 from lsm.latent.normaliser import Normaliser
@@ -40,6 +41,7 @@ class LatentBatch:
     z_BSD: Tensor
     segment_BS: Tensor | None
     """None when no row holds two windows."""
+    section_BS: Tensor
     source_N: Tensor
     target_N: Tensor
     contrast_N: Tensor
@@ -78,6 +80,7 @@ class Pretraining(Task):
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings, self.seed, self.device = settings, seed, torch.device(device)
+        require_attention(settings.model.attention, self.device)
         self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}}
         train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
         # In a fixed random order, so that less data is not another domain.
@@ -204,6 +207,7 @@ class Pretraining(Task):
             packed,
             self._tensor(packed.z_BSD),
             None if packed.one_segment_a_row else self._tensor(packed.segment_BS),
+            self._tensor(packed.section_BS),
             *map(self._tensor, (source_N, target_N, contrast_N, blocked_NN, packed.document_BS.reshape(-1)[source_N[contrast_N]])),
             hidden_BS,
             noise_BSD,
@@ -216,7 +220,9 @@ class Pretraining(Task):
     def _losses(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The weighted sum, its parts, and the predictions [B, S, D]."""
         goals, model = self.settings.objectives, self.model
-        prediction_BSD = model(batch.z_BSD, batch.segment_BS, hidden_BS=batch.hidden_BS, noise_BSD=batch.noise_BSD)
+        prediction_BSD = model(
+            batch.z_BSD, batch.segment_BS, section_BS=batch.section_BS, hidden_BS=batch.hidden_BS, noise_BSD=batch.noise_BSD
+        )
         parts: dict[str, Tensor] = {}
         if goals.mse:
             parts["mse"] = objectives.mse(prediction_BSD, batch.z_BSD, batch.source_N, batch.target_N, model.normaliser.scale)
@@ -236,7 +242,7 @@ class Pretraining(Task):
         if goals.denoise:
             rows = len(batch.masked_BS)
             segments = self._tensor(batch.packed.segment_BS[:rows])
-            restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, segments)
+            restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, segments, section_BS=batch.section_BS[:rows])
             parts["denoise"] = objectives.denoise(restored_BSD, model.normaliser(batch.z_BSD[:rows]), batch.masked_BS)
         total = torch.stack([getattr(goals, name) * value.float() for name, value in parts.items()]).sum()
         return total, parts, prediction_BSD

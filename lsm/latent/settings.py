@@ -8,6 +8,9 @@ from typing import Literal
 from lsm.config import STRICT
 from lsm.training.settings import TrainingSettings, refuse
 
+Attention = Literal["sdpa", "xformers", "flex"]
+RopeScaling = Literal["ntk", "linear"]
+
 
 @dataclass(kw_only=True)
 class ModelSettings:
@@ -27,8 +30,17 @@ class ModelSettings:
     """Width of the SwiGLU layer over `hidden` (rounded to a multiple of 32)."""
     dropout: float = 0.1
     """Dropout on what each attention and SwiGLU layer adds."""
+    positions: Literal["rope", "rope-2d", "alibi"] = "rope"
+    """rope: rotary; rope-2d: half of each head's channels turn by the number of the section, half by the place in it; alibi: scores fall
+    with distance."""
     rope_theta: float = 10000.0
     """Base of the rotary positions."""
+    rope_scale: float = 1.0
+    """Make rotary positions fit windows so many times as long as those trained on."""
+    rope_scaling: RopeScaling = "ntk"
+    """How rope_scale does it: ntk raises the base, linear divides the positions."""
+    attention: Attention = "sdpa"
+    """How attention is computed in training: xformers and flex (FlexAttention) run on CUDA only. A saved model is read with sdpa."""
     anchor: Literal["attention", "last", "none"] = "attention"
     """What the head corrects, starting from no correction: heads that attend to the vectors read and start as an exponential mean; the last
     vector; or nothing."""
@@ -43,12 +55,16 @@ class ModelSettings:
             problems.append(f"model.layers {self.layers} must be at least 0 and model.heads {self.heads} at least 1")
         elif self.hidden < 4 or self.hidden % (2 * self.heads):
             problems.append(f"model.hidden {self.hidden} must be a multiple of twice model.heads {self.heads}")
+        elif self.positions == "rope-2d" and self.hidden % (8 * self.heads):
+            problems.append(f"model.positions rope-2d: model.hidden {self.hidden} must be a multiple of 8 × model.heads {self.heads}")
+        elif self.positions == "rope" and self.hidden == 2 * self.heads:
+            problems.append(f"model.positions rope: model.hidden {self.hidden} must be at least 4 × model.heads {self.heads}")
         if not self.ffn_ratio > 0:
             problems.append(f"model.ffn_ratio {self.ffn_ratio} must be above 0")
         if not 0 <= self.dropout < 1:
             problems.append(f"model.dropout {self.dropout} must lie in [0, 1)")
-        if not self.rope_theta > 1:
-            problems.append(f"model.rope_theta {self.rope_theta} must be above 1")
+        if not self.rope_theta > 1 or not self.rope_scale >= 1:
+            problems.append(f"model.rope_theta {self.rope_theta} must be above 1 and model.rope_scale {self.rope_scale} at least 1")
         refuse(problems)
 
 

@@ -62,6 +62,7 @@ def continue_document(
     n_sentences: int,
     *,
     read: Sequence[str] = (),
+    section_S: np.ndarray | None = None,
     encode: Encode | None = None,
     snap: Callable[[Tensor], Tensor] | None = None,
     rules: RepetitionRules | None = None,
@@ -76,6 +77,7 @@ def continue_document(
     Args:
         z_SD: the document's sentence vectors, at least one.
         read: its sentences, which are not to be repeated.
+        section_S: number of each one's section; the last is taken to go on.
         encode: the encoder of the run, to re-encode what is written.
         snap: replaces each planned unit vector before it is worded and read on (`lsm.write.snap.Snapper`).
         on_sentence: called with each sentence once it stands.
@@ -101,7 +103,8 @@ def continue_document(
         recent.append(_unit(read_D))
         return read_D
 
-    rollout(model, torch.from_numpy(np.asarray(z_SD, dtype=np.float32)), n_sentences, on_step=on_step)
+    sections = None if section_S is None else torch.from_numpy(section_S)
+    rollout(model, torch.from_numpy(np.asarray(z_SD, dtype=np.float32)), n_sentences, section_S=sections, on_step=on_step)
     result.planned_ND = np.stack(plans) if plans else np.zeros((0, z_SD.shape[1]), dtype=np.float32)
     if encode is None and plans:
         writer.write(plans)

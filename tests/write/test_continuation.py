@@ -27,7 +27,7 @@ class LastVector:
         self.turn = turn
         self.seen: list[torch.Tensor] = []
 
-    def predict(self, z_BSD: torch.Tensor, document_BS: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(self, z_BSD: torch.Tensor, *, section_BS: torch.Tensor) -> torch.Tensor:
         self.seen.append(z_BSD[0, -1].clone())
         turned = torch.roll(z_BSD, 1, dims=-1)
         return torch.nn.functional.normalize(z_BSD + self.turn * turned, dim=-1)
