@@ -48,12 +48,15 @@ def roll_out(
     """
     require_long_enough(documents, read + n, n)
     every = documents.vectors()
-    long_enough = [z_SD for z_SD in every if len(z_SD) >= read + n][:limit]
+    long_enough, sections = zip(
+        *[pair for pair in zip(every, documents.sections(), strict=True) if len(pair[0]) >= read + n][:limit], strict=True
+    )
     real_GND = np.stack([unit(z_SD[read : read + n]) for z_SD in long_enough])
     read_GSD = np.stack([unit(z_SD[:read]) for z_SD in long_enough])
     planned = []
-    for z_SD in long_enough:
-        planned.append(rollout(model, torch.from_numpy(np.asarray(z_SD[:read], dtype=np.float32)), n).cpu().numpy())
+    for z_SD, section_S in zip(long_enough, sections, strict=True):
+        begun_SD, section_S = torch.from_numpy(np.asarray(z_SD[:read], dtype=np.float32)), torch.from_numpy(section_S[:read].copy())
+        planned.append(rollout(model, begun_SD, n, section_S=section_S).cpu().numpy())
         advance(n)
     standing_GND = np.repeat(read_GSD[:, -1:], n, axis=1)
     ways = {MODEL: np.stack(planned), REAL: real_GND, STANDING: standing_GND}

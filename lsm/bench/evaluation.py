@@ -14,11 +14,14 @@ import numpy as np
 import torch
 
 from lsm.bench.controls import (
+    Places,
     PredictRows,
+    Sections,
     fit_controls,
     other_documents_context,
     places_of,
     random_places,
+    sections_of,
     shuffled_order,
     truncated,
     untuned_controls,
@@ -51,9 +54,16 @@ class Documents:
 
     def parts(self) -> list[np.ndarray]:
         """`part` of each sentence of each, [S]."""
-        part = self.corpus.column("part")
+        return self._column("part")
+
+    def sections(self) -> list[np.ndarray]:
+        """Section number of each sentence of each, [S]."""
+        return self._column("section")
+
+    def _column(self, name: str) -> list[np.ndarray]:
+        values = self.corpus.column(name)
         spans = (self.corpus.rows(int(doc)) for doc in self.numbers)
-        return [part[start:stop] for start, stop in spans]
+        return [values[start:stop] for start, stop in spans]
 
 
 @dataclass(frozen=True)
@@ -133,8 +143,10 @@ def evaluate(
         controls = fit_controls(judged.train.vectors(), judged.train.parts(), minimum_context=minimum_context, note=note)
     predict_rows = rows_predictor(model)
 
-    def predict(z_SD: np.ndarray) -> np.ndarray:
-        return predict_rows(z_SD[None])[0]
+    sections = sections_of(documents, judged.held_out.sections())
+
+    def predict(z_SD: np.ndarray, section_S: np.ndarray | None = None) -> np.ndarray:
+        return predict_rows(z_SD[None], (sections(z_SD) if section_S is None else section_S)[None])[0]
 
     predictors = {
         MODEL: predict,
@@ -143,8 +155,9 @@ def evaluate(
             context=model.context,
             places=random_places(-(-shuffled_positions // len(documents)), minimum_context, seed),
             seed=seed,
+            sections=sections,
         ),
-        **({OTHER_CONTEXT: other_documents_context(predict, documents)} if len(documents) > 1 else {}),
+        **({OTHER_CONTEXT: other_documents_context(predict, documents, sections=sections)} if len(documents) > 1 else {}),
         **controls,
     }
     if not shuffled_positions:
@@ -165,18 +178,17 @@ def context_curve(
         UserError: no judged document is longer than the largest length, or the model's context is not.
     """
     require_long_enough(model, judged, farthest := max(lengths))
-    documents, parts = judged.held_out.vectors(), judged.held_out.parts()
-    queries = make_queries(documents, parts, minimum_context=farthest + 1)
-    n_queries = len(queries.position_Q)
-    asked_P = np.random.default_rng(seed).choice(n_queries, size=min(positions, n_queries), replace=False)
-    places = places_of(documents, queries.document_Q[asked_P], queries.position_Q[asked_P])
+    documents, parts, sections, places = far_places(judged, farthest + 1, positions, seed)
     predict_rows = rows_predictor(model)
-    predictors = {MODEL: truncated(predict_rows, context=model.context, places=places)}
+    predictors = {MODEL: truncated(predict_rows, context=model.context, places=places, sections=sections)}
     labels: dict[str, tuple[int, str]] = {}
     for n in lengths:
         for kind, predictor in (
-            ("truncated", truncated(predict_rows, context=n, places=places)),
-            ("shuffled beyond", shuffled_order(predict_rows, context=model.context, intact=n, places=places, seed=seed)),
+            ("truncated", truncated(predict_rows, context=n, places=places, sections=sections)),
+            (
+                "shuffled beyond",
+                shuffled_order(predict_rows, context=model.context, intact=n, places=places, seed=seed, sections=sections),
+            ),
         ):
             predictors[f"{kind} {n}"] = predictor
             labels[f"{kind} {n}"] = n, kind
@@ -190,6 +202,18 @@ def context_curve(
     return rows
 
 
+def far_places(
+    judged: Judged, minimum_context: int, positions: int, seed: int
+) -> tuple[list[np.ndarray], list[np.ndarray], Sections, Places]:
+    """The judged documents, their `part` columns and sections, and `positions` places drawn from those with so much context."""
+    documents, parts = judged.held_out.vectors(), judged.held_out.parts()
+    queries = make_queries(documents, parts, minimum_context=minimum_context)
+    n_queries = len(queries.position_Q)
+    asked_P = np.random.default_rng(seed).choice(n_queries, size=min(positions, n_queries), replace=False)
+    places = places_of(documents, queries.document_Q[asked_P], queries.position_Q[asked_P])
+    return documents, parts, sections_of(documents, judged.held_out.sections()), places
+
+
 def require_long_enough(model: LatentTransformer, judged: Judged, farthest: int) -> None:
     """Raise `UserError` unless a context curve up to `farthest` sentences can be drawn."""
     if farthest >= model.context:
@@ -201,8 +225,9 @@ def require_long_enough(model: LatentTransformer, judged: Judged, farthest: int)
 def rows_predictor(model: LatentTransformer) -> PredictRows:
     """A latent transformer over rows."""
 
-    def predict(z_BSD: np.ndarray) -> np.ndarray:
-        predicted_BSD = model.predict(torch.from_numpy(z_BSD)).float().cpu().numpy()
+    def predict(z_BSD: np.ndarray, section_BS: np.ndarray | None = None) -> np.ndarray:
+        sections = None if section_BS is None else torch.from_numpy(section_BS)
+        predicted_BSD = model.predict(torch.from_numpy(z_BSD), section_BS=sections).float().cpu().numpy()
         if not np.isfinite(predicted_BSD).all():
             raise UserError("the model predicts NaN or infinity; check it and the corpus with `lsm inspect --verify`, or train it again")
         return predicted_BSD
