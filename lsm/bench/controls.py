@@ -182,6 +182,17 @@ def _rearranged(
     return predict
 
 
+def within(predictor: Predictor, dims: slice) -> Predictor:
+    """A predictor of some dims that reads only these, as one of whole vectors: zeros elsewhere."""
+
+    def predict(z_SD: np.ndarray) -> np.ndarray:
+        predicted_SD = np.zeros(z_SD.shape, dtype=np.float32)
+        predicted_SD[:, dims] = predictor(z_SD[:, dims])
+        return predicted_SD
+
+    return predict
+
+
 def untuned_controls() -> dict[str, Predictor]:
     """The controls that need no training documents; every decay is shown, as none may be chosen on held-out documents."""
     means = {f"exponential mean {decay}": exponential_mean(decay) for decay in DECAYS}

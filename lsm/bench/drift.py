@@ -19,6 +19,7 @@ from lsm.decode.vectors import unit
 from lsm.errors import UserError
 from lsm.latent.diagnostics import effective_rank
 from lsm.latent.rollout import rollout
+from lsm.latent.space import judged_dims
 from lsm.latent.transformer import LatentTransformer
 
 REAL, STANDING = "the document itself", "last vector kept"
@@ -41,7 +42,8 @@ class Rollouts:
 def roll_out(
     model: LatentTransformer, documents: Documents, *, read: int, n: int, limit: int = 20, advance: Callable[[int], None] = lambda n: None
 ) -> Rollouts:
-    """Roll out `n` sentences after the first `read` of each document that is long enough, of at most `limit` documents.
+    """Roll out `n` sentences after the first `read` of each document that is long enough, of at most `limit` documents; of a model that
+    lives in several parts the semantic one is kept.
 
     Raises:
         UserError: no document has read + n sentences.
@@ -51,16 +53,17 @@ def roll_out(
     long_enough, sections = zip(
         *[pair for pair in zip(every, documents.sections(), strict=True) if len(pair[0]) >= read + n][:limit], strict=True
     )
-    real_GND = np.stack([unit(z_SD[read : read + n]) for z_SD in long_enough])
-    read_GSD = np.stack([unit(z_SD[:read]) for z_SD in long_enough])
+    dims = judged_dims(model.config.parts)
+    real_GND = np.stack([unit(z_SD[read : read + n, dims]) for z_SD in long_enough])
+    read_GSD = np.stack([unit(z_SD[:read, dims]) for z_SD in long_enough])
     planned = []
     for z_SD, section_S in zip(long_enough, sections, strict=True):
         begun_SD, section_S = torch.from_numpy(np.asarray(z_SD[:read], dtype=np.float32)), torch.from_numpy(section_S[:read].copy())
-        planned.append(rollout(model, begun_SD, n, section_S=section_S).cpu().numpy())
+        planned.append(rollout(model, begun_SD, n, section_S=section_S).cpu().numpy()[:, dims])
         advance(n)
     standing_GND = np.repeat(read_GSD[:, -1:], n, axis=1)
     ways = {MODEL: np.stack(planned), REAL: real_GND, STANDING: standing_GND}
-    return Rollouts(read_GSD, ways, unit(np.concatenate(every)))
+    return Rollouts(read_GSD, ways, unit(np.concatenate(every)[:, dims]))
 
 
 def require_long_enough(documents: Documents, wanted: int, n: int) -> None:

@@ -25,6 +25,7 @@ from lsm.bench.controls import (
     shuffled_order,
     truncated,
     untuned_controls,
+    within,
 )
 from lsm.bench.intervals import as_row
 from lsm.bench.next_sentence import Scoreboard, make_queries, measure
@@ -32,6 +33,7 @@ from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
 from lsm.errors import UserError
 from lsm.files import read_json
+from lsm.latent.space import Part, SpaceDocuments, judged_dims, require_space, slices
 from lsm.latent.trained_on import read_trained_on, text_key
 from lsm.latent.transformer import LatentTransformer
 
@@ -47,10 +49,13 @@ class Documents:
 
     corpus: Corpus
     numbers: Sequence[int]
+    space: Sequence[Part] = ()
+    """The parts that vectors are made of; empty = semantic vectors."""
 
     def vectors(self) -> list[np.ndarray]:
-        """Memory-mapped vectors of each, float16 [S, D]."""
-        return [self.corpus.vectors(int(doc)) for doc in self.numbers]
+        """Vectors of each, float16 [S, D]; memory-mapped where they are semantic ones alone."""
+        source = SpaceDocuments(self.corpus, self.space) if self.space else self.corpus
+        return [source.vectors(int(doc)) for doc in self.numbers]
 
     def parts(self) -> list[np.ndarray]:
         """`part` of each sentence of each, [S]."""
@@ -82,10 +87,11 @@ def choose_documents(run: Path, model: LatentTransformer, corpus: Corpus, train_
     document is whose text is neither among those trained on nor among those that the controls learn from.
 
     Raises:
-        UserError: a corpus of another encoder, or nothing left to judge on.
+        UserError: a corpus of another encoder or without the parts that the model reads, or nothing left to judge on.
     """
     for opened in filter(None, (corpus, train_corpus)):
         opened.require_encoder(model.config.encoder)
+        require_space(opened, model.config.parts, model.config.residual)
     record, trained_on = _run_record(run), read_trained_on(run)
     made_of, fraction = record.get("inputs", {}).get("corpus"), record.get("settings", {}).get("data", {}).get("held_out_fraction")
     notes = []
@@ -113,7 +119,8 @@ def choose_documents(run: Path, model: LatentTransformer, corpus: Corpus, train_
         notes.append("no --train-corpus: controls that must be fitted (corpus mean, ridge, choice of decay) are left out")
     if not unseen:
         raise UserError(f"--corpus {corpus.path} holds no document that the run has not seen; encode others with lsm encode-corpus")
-    return Judged(Documents(corpus, unseen[:limit]), Documents(source, fitting) if fitting else None, notes)
+    space = model.config.parts
+    return Judged(Documents(corpus, unseen[:limit], space), Documents(source, fitting, space) if fitting else None, notes)
 
 
 def evaluate(
@@ -122,11 +129,14 @@ def evaluate(
     *,
     minimum_context: int = 3,
     shuffled_positions: int = 1000,
+    dims: slice | None = None,
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
     advance: Callable[[str], None] = lambda name: None,
 ) -> Scoreboard:
     """The model, its two broken contexts and all controls on the judged documents.
+
+    `dims` of the vectors are judged, and are all that the controls know of them; None = the semantic part, where there is one.
 
     Raises:
         UserError: no document is longer than `minimum_context`, or the model predicts NaN.
@@ -137,10 +147,13 @@ def evaluate(
             f"--minimum-context {minimum_context}: none of the {len(documents)} judged documents of {judged.held_out.corpus.path} "
             "is longer; lower it or encode longer documents"
         )
+    dims = judged_dims(model.config.parts) if dims is None else dims
     if judged.train is None:
         controls = untuned_controls()
     else:
-        controls = fit_controls(judged.train.vectors(), judged.train.parts(), minimum_context=minimum_context, note=note)
+        train = [z_SD[:, dims] for z_SD in judged.train.vectors()]
+        controls = fit_controls(train, judged.train.parts(), minimum_context=minimum_context, note=note)
+    controls = {name: within(control, dims) for name, control in controls.items()}
     predict_rows = rows_predictor(model)
 
     sections = sections_of(documents, judged.held_out.sections())
@@ -162,7 +175,21 @@ def evaluate(
     }
     if not shuffled_positions:
         del predictors[ORDER_SHUFFLED]
-    return measure(documents, parts, predictors, minimum_context=minimum_context, advance=advance)
+    return measure(documents, parts, predictors, minimum_context=minimum_context, dims=dims, advance=advance)
+
+
+def part_rows(
+    model: LatentTransformer, judged: Judged, *, minimum_context: int = 3, resamples: int = 1000, seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """What `evaluate` gives for the residual part and for all parts together, of a model that lives in several; empty for others."""
+    places = slices(model.config.parts)
+    if len(places) < 2:
+        return {}
+    boards = {
+        name: evaluate(model, judged, minimum_context=minimum_context, shuffled_positions=0, dims=dims, seed=seed)
+        for name, dims in {"residual": places["residual"], "all parts": slice(None)}.items()
+    }
+    return {name: board.rows(resamples=resamples, seed=seed) for name, board in boards.items()}
 
 
 def context_curve(
@@ -192,7 +219,7 @@ def context_curve(
         ):
             predictors[f"{kind} {n}"] = predictor
             labels[f"{kind} {n}"] = n, kind
-    board = measure(documents, parts, predictors, minimum_context=farthest + 1)
+    board = measure(documents, parts, predictors, minimum_context=farthest + 1, dims=judged_dims(model.config.parts))
     rows = []
     for row in board.rows(resamples=resamples, seed=seed):
         n, kind = labels.get(row["predictor"], (model.context, "whole"))

@@ -12,6 +12,7 @@ from lsm.bench.intervals import as_row
 from lsm.bench.next_sentence import measure
 from lsm.errors import UserError
 from lsm.latent.settings import RopeScaling
+from lsm.latent.space import judged_dims
 from lsm.latent.transformer import LatentTransformer
 
 
@@ -39,7 +40,7 @@ def longer_windows(
         name: truncated(rows_predictor(model.widened(n, scaling)), context=n, places=places, sections=sections)
         for name, (n, scaling) in ways.items()
     }
-    board = measure(documents, parts, predictors, minimum_context=farthest)
+    board = measure(documents, parts, predictors, minimum_context=farthest, dims=judged_dims(model.config.parts))
     rows = []
     for row in board.rows(resamples=resamples, seed=seed):
         n, scaling = ways[row["predictor"]]

@@ -95,6 +95,8 @@ def run(options: Options) -> dict[str, Any]:
         raise UserError("--cloze-lm, --cloze-stories and --encoder need --cloze FILE")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
+    if options.cloze and model.config.parts:
+        raise UserError("--cloze chooses by semantic vectors alone, and this model also reads learned codes; leave --cloze out")
     trained_model = model
     if options.context is not None:
         model = model.widened(options.context, None if options.rope_scaling == "none" else options.rope_scaling)
@@ -135,6 +137,9 @@ def run(options: Options) -> dict[str, Any]:
     candidates = f"{rows[0]['n_candidates']:,} candidates, {rows[0]['n_documents']} documents, 95 % intervals over documents"
     tables.show(rows, tables.NEXT_SENTENCE, title=f"Next sentence ({candidates})")
     tables.show(compared, tables.DIFFERENCE, title="Paired differences (positive = the model is better)")
+    by_part = evaluation.part_rows(model, judged, minimum_context=options.minimum_context, resamples=options.resamples, seed=options.seed)
+    for part, part_rows in by_part.items():
+        tables.show(part_rows, tables.NEXT_SENTENCE, title=f"The same, judged by: {part} (the first table: by the semantic part)")
     chance = rows[0]["document_chance"]
     print(f"in-document recall@1 by chance: {chance:.3f}")
     if options.plots:
@@ -165,6 +170,7 @@ def run(options: Options) -> dict[str, Any]:
         "context_curve": curve,
         "rows": rows,
         "differences": compared,
+        "parts": by_part,
         "best_control": evaluation.best_control(rows),
         "notes": judged.notes,
     }

@@ -24,6 +24,7 @@ from lsm.latent.card import model_card
 from lsm.latent.evaluation import evaluate_batches
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.settings import PretrainSettings
+from lsm.latent.space import Part, SpaceDocuments, judged_dims, parts_of
 from lsm.latent.trained_on import write_trained_on
 from lsm.latent.transformer import LatentConfig, LatentTransformer
 from lsm.training.loop import step_seed
@@ -59,6 +60,7 @@ class Pretraining(Task):
     """The latent transformer, a corpus' training documents, and the weighted sum of objectives.
 
     Args:
+        parts: what the vectors are made of, with `residual` the learned code's fingerprint; empty = semantic vectors.
         text_sha256: of every document's text, to record which ones are trained on; None where there is no text.
 
     Raises:
@@ -74,6 +76,8 @@ class Pretraining(Task):
         *,
         dim: int,
         encoder: dict[str, Any] | None = None,
+        parts: Sequence[Part] = (),
+        residual: dict[str, Any] | None = None,
         corpus_fingerprint: str = "",
         text_sha256: Sequence[str] | None = None,
         seed: int = 0,
@@ -96,7 +100,10 @@ class Pretraining(Task):
                     f"or change --data.held-out-fraction {settings.data.held_out_fraction}"
                 )
         normaliser = Normaliser.fit((source.vectors(int(doc)) for doc in train), dim, settings.model.normaliser)
-        config = LatentConfig(dim=dim, model=settings.model, encoder=encoder or {}, temperature=settings.objectives.temperature)
+        config = LatentConfig(
+            dim=dim, model=settings.model, encoder=encoder or {}, parts=list(parts), residual=residual,
+            temperature=settings.objectives.temperature,
+        )  # fmt: skip
         torch.manual_seed(step_seed(seed, _MODEL_STREAM))
         self.model = LatentTransformer(config, normaliser).to(self.device)
         self.module = self.model
@@ -112,11 +119,15 @@ class Pretraining(Task):
     def on_corpus(cls, path: Path, settings: PretrainSettings, *, seed: int, device: torch.device) -> Pretraining:
         """The task on a corpus folder."""
         corpus = Corpus.open(path)
+        parts = parts_of(corpus, settings.data.space, settings.data.residual_dims)
+        plain = settings.data.space == "semantic"
         return cls(
-            corpus,
+            corpus if plain else SpaceDocuments(corpus, parts),
             settings,
-            dim=corpus.dim,
+            dim=sum(part.dim for part in parts),
             encoder=corpus.encoder,
+            parts=() if plain else parts,
+            residual=None if plain else corpus.residual,
             corpus_fingerprint=corpus.fingerprint,
             text_sha256=corpus.documents["text_sha256"].to_pylist(),
             seed=seed,
@@ -136,7 +147,7 @@ class Pretraining(Task):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Held-out losses, and rank and recall of the true next sentence among the evaluated ones, beside the exponential mean's."""
-        return evaluate_batches(self._held_out_predictions())
+        return evaluate_batches(self._held_out_predictions(), judged_dims(self.model.config.parts))
 
     def save_final(self, folder: Path) -> None:
         """The loadable model with its card, and the list of the documents it was trained on."""

@@ -9,6 +9,7 @@ from lsm.config import STRICT
 from lsm.training.settings import TrainingSettings, refuse
 
 Attention = Literal["sdpa", "xformers", "flex"]
+Space = Literal["semantic", "semantic+residual", "residual"]
 RopeScaling = Literal["ntk", "linear"]
 
 
@@ -137,6 +138,10 @@ class DataSettings:
 
     __pydantic_config__ = STRICT
 
+    space: Space = "semantic"
+    """What is read and predicted: semantic vectors, learned codes (corpora of --residual learned), or both side by side."""
+    residual_dims: int | None = None
+    """The first so many dims of the learned codes; None = all that the corpus holds."""
     batch_sentences: int = 2048
     """Sentences of a batch, padding included: rows × context."""
     held_out_fraction: float = 0.05
@@ -156,6 +161,8 @@ class DataSettings:
             problems.append(f"data.batch_sentences {self.batch_sentences} and data.eval_sentences {self.eval_sentences} must be at least 2")
         if not 0 < self.held_out_fraction < 1:
             problems.append(f"data.held_out_fraction {self.held_out_fraction} must lie between 0 and 1")
+        if self.residual_dims is not None and (self.residual_dims < 1 or self.space == "semantic"):
+            problems.append(f"data.residual_dims {self.residual_dims} must be at least 1, and belongs to a data.space with residual")
         if self.limit_documents is not None and self.limit_documents < 1:
             problems.append(f"data.limit_documents {self.limit_documents} must be at least 1 (or None for all)")
         if not 0 <= self.context_dropout < 1 or not self.noise >= 0:

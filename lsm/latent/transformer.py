@@ -25,6 +25,7 @@ from lsm.latent.attention import Sight, attend
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.positions import Positions, rotate
 from lsm.latent.settings import ModelSettings, RopeScaling
+from lsm.latent.space import Part, slices
 
 FORMAT = 2
 _ROWS_AT_A_TIME = 64
@@ -38,6 +39,10 @@ class LatentConfig:
     dim: int
     model: ModelSettings
     encoder: dict[str, Any] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
+    """What a vector is made of, `dim` in all; empty = the encoder's semantic vectors alone."""
+    residual: dict[str, Any] | None = None
+    """Fingerprint of the learned code, where it is one of the parts."""
     temperature: float = 0.05
 
 
@@ -161,7 +166,7 @@ class LatentTransformer(nn.Module):
 
     @torch.no_grad()
     def predict(self, z_BSD: Tensor, document_BS: Tensor | None = None, *, section_BS: Tensor | None = None) -> Tensor:
-        """Unit vectors [B, S, D] in raw space: at each s what sentence s+1 should mean.
+        """Unit vectors [B, S, D] in raw space (each part of unit length): at each s what sentence s+1 should mean.
 
         Rows may be longer than the context: each position then looks back on at least half of it. `document_BS` numbers the
         documents of a packed row, `section_BS` the sections of each document (None = one).
@@ -180,7 +185,8 @@ class LatentTransformer(nn.Module):
                 predicted = self(z_BSD[group, window], segments, section_BS=sections)
                 out_BSD[group, start + keep : start + self.context] = predicted[:, keep:]
         self.train(was_training)
-        return F.normalize(out_BSD, dim=-1)
+        places = slices(self.config.parts).values() or [slice(None)]
+        return torch.cat([F.normalize(out_BSD[..., place], dim=-1) for place in places], dim=-1)
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Write model.safetensors, normaliser.safetensors, config.json and README.md (the card) into `folder`."""
