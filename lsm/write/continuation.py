@@ -93,7 +93,7 @@ def continue_document(
         z_D = z_D.cpu() if snap is None else snap(z_D.cpu())
         turned_D = turn_away(z_D, recent[-rules.recent_sentences :], rules.largest_cosine, seed=seed + step)
         result.n_turned += turned_D is not None
-        plan_D = z_D if turned_D is None else turned_D
+        plan_D = z_D if turned_D is None else turned_D * z_D.norm()  # plans of several parts are longer than 1
         plans.append(plan_D.numpy())
         read_D = plan_D
         if encode is not None and not writer.stopped:
