@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from rotary_embedding_torch import RotaryEmbedding
 
+from lsm.config import load_settings
 from lsm.corpus.sampler import PAD, ArrayDocuments, PackedSampler
 from lsm.errors import UserError
 from lsm.latent.positions import Positions, alibi_slopes, rotate, within_sections
+from lsm.latent.pretrain import Pretraining
 from lsm.latent.rollout import rollout
-from lsm.latent.settings import ModelSettings
+from lsm.latent.settings import ModelSettings, PretrainSettings
 from lsm.latent.transformer import LatentConfig, LatentTransformer
+from lsm.training.loop import Trainer
 
 DIM, KINDS = 12, ("rope", "rope-2d", "alibi")
 
@@ -156,3 +160,34 @@ def test_settings_are_checked() -> None:
         with pytest.raises(UserError, match=said):
             ModelSettings(**options)
     assert math.isclose(ModelSettings(hidden=12, heads=6, positions="alibi").rope_scale, 1)
+
+
+def chapters(n_documents: int = 40) -> ArrayDocuments:
+    """Documents whose next vector is a fixed rotation of the last, in sections of three."""
+    generator = np.random.default_rng(0)
+    rotation = np.linalg.qr(generator.standard_normal((DIM, DIM)))[0]
+    documents = []
+    for n in range(n_documents):
+        vectors_SD = [generator.standard_normal(DIM)]
+        for _ in range(6 + n % 9):
+            vectors_SD.append(rotation @ vectors_SD[-1])
+        documents.append((np.array(vectors_SD) / np.linalg.norm(vectors_SD[0])).astype(np.float16))
+    return ArrayDocuments(documents, sections=np.concatenate([np.arange(len(z_SD)) // 3 for z_SD in documents]))
+
+
+@pytest.mark.parametrize("positions", KINDS)
+def test_each_kind_trains_and_comes_back_from_disk(positions: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "steps: 30\nthreads: 1\nprecision: float32\nema_decay: null\neval_every: 30\nsave_every: 30\n"
+        "optimizer: {lr: 3.0e-3, warmup_steps: 5}\ndata: {batch_sentences: 64, held_out_fraction: 0.2}\n"
+        "model: {context: 8, hidden: 32, layers: 1, heads: 2, dropout: 0.0, rope_scale: 2.0, rope_scaling: linear, "
+        f"positions: {positions}}}\n"
+    )
+    settings = load_settings(PretrainSettings, tmp_path / "config.yaml")
+    task = Pretraining(chapters(), settings, dim=DIM)
+    before = task.evaluate()["loss"]
+    assert Trainer(task, settings, tmp_path / "run", quiet=True).train()["evaluation"]["loss"] < before - 0.1
+    again = LatentTransformer.from_pretrained(tmp_path / "run")
+    assert again.config.model == settings.model
+    z_BSD, sections = vectors(1, 20), torch.arange(20)[None] // 3
+    assert torch.equal(again.predict(z_BSD, section_BS=sections), task.model.predict(z_BSD, section_BS=sections))
