@@ -13,8 +13,10 @@ import numpy as np
 
 from lsm.bench.next_sentence import Predictor, measure
 
-PredictRows = Callable[[np.ndarray], np.ndarray]
-"""z_BSD → predicted_BSD, causal."""
+PredictRows = Callable[..., np.ndarray]
+"""z_BSD → predicted_BSD, causal; where sections are known, z_BSD and section_BS → predicted_BSD."""
+Sections = Callable[[np.ndarray], np.ndarray]
+"""Document z_SD → the section number of each of its sentences."""
 DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _RIDGE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 _TUNING_SENTENCES = 4000
@@ -80,10 +82,12 @@ class RidgeMoments:
         return lambda z_SD: _features(z_SD) @ weight_FD
 
 
-def other_documents_context(predictor: Predictor, documents: Sequence[np.ndarray]) -> Predictor:
+def other_documents_context(
+    predictor: Callable[..., np.ndarray], documents: Sequence[np.ndarray], *, sections: Sections | None = None
+) -> Predictor:
     """`predictor` reading the next one of `documents` instead (repeated when shorter): what it knows without this context.
 
-    Asked about `documents` only, of which at least two must differ.
+    Asked about `documents` only, of which at least two must differ. The sections stay those of the document asked about.
     """
     keys = [_key(z_SD) for z_SD in documents]
     assert len(set(keys)) > 1, "one document has no other"
@@ -93,7 +97,7 @@ def other_documents_context(predictor: Predictor, documents: Sequence[np.ndarray
         other = next(k for k in (np.arange(own + 1, own + len(keys)) % len(keys)) if keys[k] != keys[own])
         other_SD = np.asarray(documents[other], dtype=np.float32)
         repeats = -(-len(z_SD) // len(other_SD))
-        return predictor(np.tile(other_SD, (repeats, 1))[: len(z_SD)])
+        return predictor(np.tile(other_SD, (repeats, 1))[: len(z_SD)], *(() if sections is None else (sections(z_SD),)))
 
     return predict
 
@@ -121,19 +125,30 @@ def places_of(documents: Sequence[np.ndarray], document_Q: np.ndarray, position_
     return lambda z_SD: np.unique(places.get(_key(z_SD), np.zeros(0, np.int64))).astype(np.int64)
 
 
-def shuffled_order(predict_rows: PredictRows, *, context: int, places: Places, seed: int, intact: int = 0) -> Predictor:
-    """A predictor over rows (causal) reading the last `context` sentences, all but the last `intact` of them in random order."""
+def sections_of(documents: Sequence[np.ndarray], sections: Sequence[np.ndarray]) -> Sections:
+    """The sections of `documents`, each [S]."""
+    by_key = {_key(z_SD): section_S for z_SD, section_S in zip(documents, sections, strict=True)}
+    return lambda z_SD: by_key[_key(z_SD)]
+
+
+def shuffled_order(
+    predict_rows: PredictRows, *, context: int, places: Places, seed: int, intact: int = 0, sections: Sections | None = None
+) -> Predictor:
+    """A predictor over rows (causal) reading the last `context` sentences, all but the last `intact` of them in random order; sections stay
+    where they are."""
 
     def arranged(start: int, stop: int, generator: np.random.Generator) -> np.ndarray:
         edge = max(start, stop - intact)
         return np.concatenate([generator.permutation(np.arange(start, edge)), np.arange(edge, stop)])
 
-    return _rearranged(predict_rows, arranged, context=context, places=places, seed=seed)
+    return _rearranged(predict_rows, arranged, context=context, places=places, seed=seed, sections=sections)
 
 
-def truncated(predict_rows: PredictRows, *, context: int, places: Places) -> Predictor:
+def truncated(predict_rows: PredictRows, *, context: int, places: Places, sections: Sections | None = None) -> Predictor:
     """A predictor over rows (causal) that reads the last `context` sentences and nothing before."""
-    return _rearranged(predict_rows, lambda start, stop, _: np.arange(start, stop), context=context, places=places, seed=0)
+    return _rearranged(
+        predict_rows, lambda start, stop, _: np.arange(start, stop), context=context, places=places, seed=0, sections=sections
+    )
 
 
 def _rearranged(
@@ -143,6 +158,7 @@ def _rearranged(
     context: int,
     places: Places,
     seed: int,
+    sections: Sections | None,
 ) -> Predictor:
     """Every place needs a row of its own, so only some are tried."""
     generator = np.random.default_rng(seed)
@@ -154,9 +170,24 @@ def _rearranged(
             return predicted_SD
         lengths = np.minimum(chosen + 1, context)
         rows_BSD = np.zeros((len(chosen), lengths.max(), z_SD.shape[1]), dtype=np.float32)
-        for row_SD, s, length in zip(rows_BSD, chosen, lengths, strict=True):
-            row_SD[:length] = z_SD[arranged(s + 1 - length, s + 1, generator)]
-        predicted_SD[chosen] = predict_rows(rows_BSD)[np.arange(len(chosen)), lengths - 1]
+        section_S = np.zeros(len(z_SD), dtype=np.int64) if sections is None else sections(z_SD)
+        section_BS = np.zeros(rows_BSD.shape[:2], dtype=np.int64)
+        for row, (s, length) in enumerate(zip(chosen, lengths, strict=True)):
+            rows_BSD[row, :length] = z_SD[arranged(s + 1 - length, s + 1, generator)]
+            section_BS[row, :length] = section_S[s + 1 - length : s + 1]
+        given = (rows_BSD,) if sections is None else (rows_BSD, section_BS)
+        predicted_SD[chosen] = predict_rows(*given)[np.arange(len(chosen)), lengths - 1]
+        return predicted_SD
+
+    return predict
+
+
+def within(predictor: Predictor, dims: slice) -> Predictor:
+    """A predictor of some dims that reads only these, as one of whole vectors: zeros elsewhere."""
+
+    def predict(z_SD: np.ndarray) -> np.ndarray:
+        predicted_SD = np.zeros(z_SD.shape, dtype=np.float32)
+        predicted_SD[:, dims] = predictor(z_SD[:, dims])
         return predicted_SD
 
     return predict

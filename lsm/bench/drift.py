@@ -20,6 +20,7 @@ from lsm.errors import UserError
 from lsm.latent.diagnostics import effective_rank
 from lsm.latent.heads import VectorSampling
 from lsm.latent.rollout import rollout
+from lsm.latent.space import judged_dims
 from lsm.latent.transformer import LatentTransformer
 from lsm.training.loop import step_seed
 
@@ -51,26 +52,30 @@ def roll_out(
     advance: Callable[[int], None] = lambda n: None,
 ) -> Rollouts:
     """Roll out `n` sentences after the first `read` of each document that is long enough, of at most `limit` documents; with `sampling`
-    also a roll-out of draws.
+    also a roll-out of draws. Of a model that lives in several parts the semantic one is kept.
 
     Raises:
         UserError: no document has read + n sentences.
     """
     require_long_enough(documents, read + n, n)
     every = documents.vectors()
-    long_enough = [z_SD for z_SD in every if len(z_SD) >= read + n][:limit]
-    real_GND = np.stack([unit(z_SD[read : read + n]) for z_SD in long_enough])
-    read_GSD = np.stack([unit(z_SD[:read]) for z_SD in long_enough])
+    long_enough, sections = zip(
+        *[pair for pair in zip(every, documents.sections(), strict=True) if len(pair[0]) >= read + n][:limit], strict=True
+    )
+    dims = judged_dims(model.config.parts)
+    real_GND = np.stack([unit(z_SD[read : read + n, dims]) for z_SD in long_enough])
+    read_GSD = np.stack([unit(z_SD[:read, dims]) for z_SD in long_enough])
     ways: dict[str, np.ndarray] = {}
     for way, drawn in ((MODEL, None), (SAMPLED, sampling)) if sampling else ((MODEL, None),):
         planned = []
-        for g, z_SD in enumerate(long_enough):
+        for g, (z_SD, section_S) in enumerate(zip(long_enough, sections, strict=True)):
+            begun_SD, section_S = torch.from_numpy(np.asarray(z_SD[:read], dtype=np.float32)), torch.from_numpy(section_S[:read].copy())
             own = replace(drawn, seed=step_seed(drawn.seed, g)) if drawn else None
-            planned.append(rollout(model, torch.from_numpy(np.asarray(z_SD[:read], dtype=np.float32)), n, sampling=own).cpu().numpy())
+            planned.append(rollout(model, begun_SD, n, section_S=section_S, sampling=own).cpu().numpy()[:, dims])
             advance(n)
         ways[way] = np.stack(planned)
     standing_GND = np.repeat(read_GSD[:, -1:], n, axis=1)
-    return Rollouts(read_GSD, ways | {REAL: real_GND, STANDING: standing_GND}, unit(np.concatenate(every)))
+    return Rollouts(read_GSD, ways | {REAL: real_GND, STANDING: standing_GND}, unit(np.concatenate(every)[:, dims]))
 
 
 def require_long_enough(documents: Documents, wanted: int, n: int) -> None:

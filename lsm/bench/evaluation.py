@@ -14,14 +14,18 @@ import numpy as np
 import torch
 
 from lsm.bench.controls import (
+    Places,
     PredictRows,
+    Sections,
     fit_controls,
     other_documents_context,
     places_of,
     random_places,
+    sections_of,
     shuffled_order,
     truncated,
     untuned_controls,
+    within,
 )
 from lsm.bench.intervals import as_row
 from lsm.bench.next_sentence import Scoreboard, make_queries, measure
@@ -30,6 +34,7 @@ from lsm.corpus.sampler import split_documents
 from lsm.errors import UserError
 from lsm.files import read_json
 from lsm.latent.heads import VectorSampling
+from lsm.latent.space import Part, SpaceDocuments, judged_dims, require_space, slices
 from lsm.latent.trained_on import read_trained_on, text_key
 from lsm.latent.transformer import LatentTransformer
 
@@ -46,16 +51,26 @@ class Documents:
 
     corpus: Corpus
     numbers: Sequence[int]
+    space: Sequence[Part] = ()
+    """The parts that vectors are made of; empty = semantic vectors."""
 
     def vectors(self) -> list[np.ndarray]:
-        """Memory-mapped vectors of each, float16 [S, D]."""
-        return [self.corpus.vectors(int(doc)) for doc in self.numbers]
+        """Vectors of each, float16 [S, D]; memory-mapped where they are semantic ones alone."""
+        source = SpaceDocuments(self.corpus, self.space) if self.space else self.corpus
+        return [source.vectors(int(doc)) for doc in self.numbers]
 
     def parts(self) -> list[np.ndarray]:
         """`part` of each sentence of each, [S]."""
-        part = self.corpus.column("part")
+        return self._column("part")
+
+    def sections(self) -> list[np.ndarray]:
+        """Section number of each sentence of each, [S]."""
+        return self._column("section")
+
+    def _column(self, name: str) -> list[np.ndarray]:
+        values = self.corpus.column(name)
         spans = (self.corpus.rows(int(doc)) for doc in self.numbers)
-        return [part[start:stop] for start, stop in spans]
+        return [values[start:stop] for start, stop in spans]
 
 
 @dataclass(frozen=True)
@@ -74,10 +89,11 @@ def choose_documents(run: Path, model: LatentTransformer, corpus: Corpus, train_
     document is whose text is neither among those trained on nor among those that the controls learn from.
 
     Raises:
-        UserError: a corpus of another encoder, or nothing left to judge on.
+        UserError: a corpus of another encoder or without the parts that the model reads, or nothing left to judge on.
     """
     for opened in filter(None, (corpus, train_corpus)):
         opened.require_encoder(model.config.encoder)
+        require_space(opened, model.config.parts, model.config.residual)
     record, trained_on = _run_record(run), read_trained_on(run)
     made_of, fraction = record.get("inputs", {}).get("corpus"), record.get("settings", {}).get("data", {}).get("held_out_fraction")
     notes = []
@@ -105,7 +121,8 @@ def choose_documents(run: Path, model: LatentTransformer, corpus: Corpus, train_
         notes.append("no --train-corpus: controls that must be fitted (corpus mean, ridge, choice of decay) are left out")
     if not unseen:
         raise UserError(f"--corpus {corpus.path} holds no document that the run has not seen; encode others with lsm encode-corpus")
-    return Judged(Documents(corpus, unseen[:limit]), Documents(source, fitting) if fitting else None, notes)
+    space = model.config.parts
+    return Judged(Documents(corpus, unseen[:limit], space), Documents(source, fitting, space) if fitting else None, notes)
 
 
 def evaluate(
@@ -115,11 +132,14 @@ def evaluate(
     minimum_context: int = 3,
     shuffled_positions: int = 1000,
     sampling: VectorSampling | None = None,
+    dims: slice | None = None,
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
     advance: Callable[[str], None] = lambda name: None,
 ) -> Scoreboard:
     """The model (with `sampling` also one draw of its sampling head), its two broken contexts and all controls on the judged documents.
+
+    `dims` of the vectors are judged, and are all that the controls know of them; None = the semantic part, where there is one.
 
     Raises:
         UserError: no document is longer than `minimum_context`, or the model predicts NaN.
@@ -130,14 +150,19 @@ def evaluate(
             f"--minimum-context {minimum_context}: none of the {len(documents)} judged documents of {judged.held_out.corpus.path} "
             "is longer; lower it or encode longer documents"
         )
+    dims = judged_dims(model.config.parts) if dims is None else dims
     if judged.train is None:
         controls = untuned_controls()
     else:
-        controls = fit_controls(judged.train.vectors(), judged.train.parts(), minimum_context=minimum_context, note=note)
+        train = [z_SD[:, dims] for z_SD in judged.train.vectors()]
+        controls = fit_controls(train, judged.train.parts(), minimum_context=minimum_context, note=note)
+    controls = {name: within(control, dims) for name, control in controls.items()}
     predict_rows = rows_predictor(model)
 
-    def predict(z_SD: np.ndarray) -> np.ndarray:
-        return predict_rows(z_SD[None])[0]
+    sections = sections_of(documents, judged.held_out.sections())
+
+    def predict(z_SD: np.ndarray, section_S: np.ndarray | None = None) -> np.ndarray:
+        return predict_rows(z_SD[None], (sections(z_SD) if section_S is None else section_S)[None])[0]
 
     predictors = {
         MODEL: predict,
@@ -147,13 +172,28 @@ def evaluate(
             context=model.context,
             places=random_places(-(-shuffled_positions // len(documents)), minimum_context, seed),
             seed=seed,
+            sections=sections,
         ),
-        **({OTHER_CONTEXT: other_documents_context(predict, documents)} if len(documents) > 1 else {}),
+        **({OTHER_CONTEXT: other_documents_context(predict, documents, sections=sections)} if len(documents) > 1 else {}),
         **controls,
     }
     if not shuffled_positions:
         del predictors[ORDER_SHUFFLED]
-    return measure(documents, parts, predictors, minimum_context=minimum_context, advance=advance)
+    return measure(documents, parts, predictors, minimum_context=minimum_context, dims=dims, advance=advance)
+
+
+def part_rows(
+    model: LatentTransformer, judged: Judged, *, minimum_context: int = 3, resamples: int = 1000, seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """What `evaluate` gives for the residual part and for all parts together, of a model that lives in several; empty for others."""
+    places = slices(model.config.parts)
+    if len(places) < 2:
+        return {}
+    boards = {
+        name: evaluate(model, judged, minimum_context=minimum_context, shuffled_positions=0, dims=dims, seed=seed)
+        for name, dims in {"residual": places["residual"], "all parts": slice(None)}.items()
+    }
+    return {name: board.rows(resamples=resamples, seed=seed) for name, board in boards.items()}
 
 
 def context_curve(
@@ -169,22 +209,21 @@ def context_curve(
         UserError: no judged document is longer than the largest length, or the model's context is not.
     """
     require_long_enough(model, judged, farthest := max(lengths))
-    documents, parts = judged.held_out.vectors(), judged.held_out.parts()
-    queries = make_queries(documents, parts, minimum_context=farthest + 1)
-    n_queries = len(queries.position_Q)
-    asked_P = np.random.default_rng(seed).choice(n_queries, size=min(positions, n_queries), replace=False)
-    places = places_of(documents, queries.document_Q[asked_P], queries.position_Q[asked_P])
+    documents, parts, sections, places = far_places(judged, farthest + 1, positions, seed)
     predict_rows = rows_predictor(model)
-    predictors = {MODEL: truncated(predict_rows, context=model.context, places=places)}
+    predictors = {MODEL: truncated(predict_rows, context=model.context, places=places, sections=sections)}
     labels: dict[str, tuple[int, str]] = {}
     for n in lengths:
         for kind, predictor in (
-            ("truncated", truncated(predict_rows, context=n, places=places)),
-            ("shuffled beyond", shuffled_order(predict_rows, context=model.context, intact=n, places=places, seed=seed)),
+            ("truncated", truncated(predict_rows, context=n, places=places, sections=sections)),
+            (
+                "shuffled beyond",
+                shuffled_order(predict_rows, context=model.context, intact=n, places=places, seed=seed, sections=sections),
+            ),
         ):
             predictors[f"{kind} {n}"] = predictor
             labels[f"{kind} {n}"] = n, kind
-    board = measure(documents, parts, predictors, minimum_context=farthest + 1)
+    board = measure(documents, parts, predictors, minimum_context=farthest + 1, dims=judged_dims(model.config.parts))
     rows = []
     for row in board.rows(resamples=resamples, seed=seed):
         n, kind = labels.get(row["predictor"], (model.context, "whole"))
@@ -192,6 +231,18 @@ def context_curve(
         lead = as_row({f"lead_{metric}": estimate for metric, estimate in difference.items()})
         rows.append({"length": n, "context": kind, **row, **lead, "intervals": row["intervals"] | lead["intervals"]})
     return rows
+
+
+def far_places(
+    judged: Judged, minimum_context: int, positions: int, seed: int
+) -> tuple[list[np.ndarray], list[np.ndarray], Sections, Places]:
+    """The judged documents, their `part` columns and sections, and `positions` places drawn from those with so much context."""
+    documents, parts = judged.held_out.vectors(), judged.held_out.parts()
+    queries = make_queries(documents, parts, minimum_context=minimum_context)
+    n_queries = len(queries.position_Q)
+    asked_P = np.random.default_rng(seed).choice(n_queries, size=min(positions, n_queries), replace=False)
+    places = places_of(documents, queries.document_Q[asked_P], queries.position_Q[asked_P])
+    return documents, parts, sections_of(documents, judged.held_out.sections()), places
 
 
 def require_long_enough(model: LatentTransformer, judged: Judged, farthest: int) -> None:
@@ -205,8 +256,9 @@ def require_long_enough(model: LatentTransformer, judged: Judged, farthest: int)
 def rows_predictor(model: LatentTransformer, sampling: VectorSampling | None = None) -> PredictRows:
     """A latent transformer over rows; with `sampling` it draws."""
 
-    def predict(z_BSD: np.ndarray) -> np.ndarray:
-        predicted_BSD = model.predict(torch.from_numpy(z_BSD), sampling=sampling).float().cpu().numpy()
+    def predict(z_BSD: np.ndarray, section_BS: np.ndarray | None = None) -> np.ndarray:
+        sections = None if section_BS is None else torch.from_numpy(section_BS)
+        predicted_BSD = model.predict(torch.from_numpy(z_BSD), section_BS=sections, sampling=sampling).float().cpu().numpy()
         if not np.isfinite(predicted_BSD).all():
             raise UserError("the model predicts NaN or infinity; check it and the corpus with `lsm inspect --verify`, or train it again")
         return predicted_BSD

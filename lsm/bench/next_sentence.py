@@ -113,15 +113,19 @@ def measure(
     predictors: Mapping[str, Predictor],
     *,
     minimum_context: int = 3,
+    dims: slice = slice(None),
     advance: Callable[[str], None] = lambda name: None,
 ) -> Scoreboard:
-    """Ask every predictor about every query and keep all outcomes; `advance` is called after each predictor."""
-    queries = make_queries(documents, parts, minimum_context=minimum_context)
+    """Ask every predictor about every query and keep all outcomes; `advance` is called after each predictor.
+
+    Predictors read whole vectors; only `dims` of what they predict, and of the candidates, are judged.
+    """
+    queries = make_queries([z_SD[:, dims] for z_SD in documents], parts, minimum_context=minimum_context)
     board = Scoreboard(queries, n_documents=len(documents))
     asked_by_document = [queries.position_Q[queries.document_Q == g] for g in range(len(documents))]
     for name, predictor in predictors.items():
         predicted = [_ask(predictor, z_SD, asked) for z_SD, asked in zip(documents, asked_by_document, strict=True) if len(asked)]
-        predicted_QD = _unit(np.concatenate(predicted))
+        predicted_QD = _unit(np.concatenate(predicted)[:, dims])
         answered_Q = ~torch.isnan(predicted_QD[:, 0])
         found = _rank(predicted_QD[answered_Q], queries.select(answered_Q.numpy()))
         board.outcomes[name] = {quantity: np.full(len(answered_Q), np.nan) for quantity in QUANTITIES}

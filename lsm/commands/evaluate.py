@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -37,6 +37,13 @@ class Options(SamplingOptions):
     context_curve: str = ""
     """Numbers such as 1,5,20,100: also try the model with only the last so many sentences, and with all before them in random order, on
     --shuffled-positions places (at least one) that have more behind them."""
+    context: int | None = None
+    """Let the model look back on so many sentences, whatever it was trained with."""
+    rope_scaling: Literal["none", "ntk", "linear"] = "none"
+    """Fit rotary positions to a --context longer than trained: ntk raises their base, linear divides the positions."""
+    context_lengths: str = ""
+    """Numbers such as 128,256,512: also let the model read windows of so many sentences beside those it was trained with (rotary positions
+    plain and scaled), on --shuffled-positions places that have as many before them."""
     rollout: int = 0
     """Also feed predictions back as if they had been read, so many sentences on, in up to 20 documents that are long enough."""
     rollout_read: int = 10
@@ -78,6 +85,7 @@ def run(options: Options) -> dict[str, Any]:
         ("--limit-documents", options.limit_documents, 1),
         ("--resamples", options.resamples, 0),
         ("--shuffled-positions", options.shuffled_positions, 0),
+        ("--context", options.context, 2),
         ("--cloze-stories", options.cloze_stories, 1),
         ("--wording", options.wording, 0),
         ("--rollout", options.rollout, 0),
@@ -88,11 +96,21 @@ def run(options: Options) -> dict[str, Any]:
     lengths = whole_numbers(options.context_curve, "--context-curve") if options.context_curve else []
     if lengths and min(lengths) < 1:
         raise UserError(f"--context-curve {options.context_curve}: each number must be at least 1")
+    windows = whole_numbers(options.context_lengths, "--context-lengths") if options.context_lengths else []
+    if windows and min(windows) < 1:
+        raise UserError(f"--context-lengths {options.context_lengths}: each number must be at least 1")
+    if options.context is None and options.rope_scaling != "none":
+        raise UserError(f"--rope-scaling {options.rope_scaling} needs --context N, the length to scale for")
     if options.cloze is None and (options.cloze_lm or options.cloze_stories):
         raise UserError("--cloze-lm and --cloze-stories need --cloze FILE")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
     sampling = options.sampling(model)
+    if (options.cloze or options.wording) and model.config.parts:
+        raise UserError("--cloze and --wording judge semantic vectors alone, and this model also reads learned codes; leave them out")
+    trained_model = model
+    if options.context is not None:
+        model = model.widened(options.context, None if options.rope_scaling == "none" else options.rope_scaling)
     corpus = Corpus.open(options.corpus)
     train_corpus = Corpus.open(options.train_corpus) if options.train_corpus else None
     judged = evaluation.choose_documents(options.model, model, corpus, train_corpus, limit=options.limit_documents)
@@ -106,6 +124,10 @@ def run(options: Options) -> dict[str, Any]:
     # What can be refused is refused before the long work.
     if lengths:
         evaluation.require_long_enough(model, judged, max(lengths))
+    if windows:
+        from lsm.bench.windows import longer_windows, require_long_enough
+
+        require_long_enough(judged, max(*windows, trained_model.context))
     if options.rollout:
         from lsm.bench import drift
 
@@ -128,6 +150,9 @@ def run(options: Options) -> dict[str, Any]:
     candidates = f"{rows[0]['n_candidates']:,} candidates, {rows[0]['n_documents']} documents, 95 % intervals over documents"
     tables.show(rows, tables.NEXT_SENTENCE, title=f"Next sentence ({candidates})")
     tables.show(compared, tables.DIFFERENCE, title="Paired differences (positive = the model is better)")
+    by_part = evaluation.part_rows(model, judged, minimum_context=options.minimum_context, resamples=options.resamples, seed=options.seed)
+    for part, part_rows in by_part.items():
+        tables.show(part_rows, tables.NEXT_SENTENCE, title=f"The same, judged by: {part} (the first table: by the semantic part)")
     chance = rows[0]["document_chance"]
     print(f"in-document recall@1 by chance: {chance:.3f}")
     if options.plots:
@@ -145,13 +170,21 @@ def run(options: Options) -> dict[str, Any]:
             from lsm.report.plots import plot_context_curve
 
             print(f"plot in {plot_context_curve(curve, options.plots / 'context-curve.png')}")
+    widened = []
+    if windows:
+        widened = longer_windows(
+            trained_model, judged, windows, positions=max(1, options.shuffled_positions), resamples=options.resamples, seed=options.seed
+        )
+        tables.show(widened, tables.WINDOWS, title=f"Windows of other lengths ({trained_model.config.model.positions})")
     return {
         "wording": find_words() if find_words else {},
+        "windows": widened,
         "cloze": choose_endings() if choose_endings else [],
         "drift": _drift(options, model, judged.held_out) if options.rollout else [],
         "context_curve": curve,
         "rows": rows,
         "differences": compared,
+        "parts": by_part,
         "best_control": evaluation.best_control(rows),
         "notes": judged.notes,
     }

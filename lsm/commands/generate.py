@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from lsm.commands.decoder_options import DecoderOptions
 from lsm.commands.sampling_options import SamplingOptions
+
+if TYPE_CHECKING:
+    from lsm.decode.decoders import Decoder
+    from lsm.decode.learned_code_codec import LearnedCodec
+    from lsm.encode.encoder import SentenceEncoder
+    from lsm.latent.transformer import LatentTransformer
 
 
 @dataclass(kw_only=True)
@@ -22,8 +28,11 @@ class Options(DecoderOptions, SamplingOptions):
     """File with the beginning of the document; - reads standard input."""
     sentences: int = 10
     """Sentences to write."""
-    decoder: Literal["retrieval", "prefix", "inversion"] = "prefix"
-    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: best of several tries."""
+    decoder: Literal["retrieval", "prefix", "inversion", "learned"] = "prefix"
+    """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: best of several tries; learned: the learned code's own, for
+    runs that plan one."""
+    learned_code: Path | None = None
+    """Folder of the learned code that the run plans (final/ of its run), when it is not the shipped one."""
     prompt_sentences: int | None = None
     """Read no more than the first so many sentences of the prompt."""
     snap: int = 16
@@ -38,6 +47,8 @@ class Options(DecoderOptions, SamplingOptions):
 
 def run(options: Options) -> dict[str, Any]:
     """Print the written sentences, one a line."""
+    import numpy as np
+
     from lsm.corpus.format import encoder_line, same_space
     from lsm.encode.encoder import encoder_info, load_encoder
     from lsm.errors import UserError
@@ -47,6 +58,7 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.provenance import choose_device
     from lsm.text.segment import segment
     from lsm.write.continuation import continue_document
+    from lsm.write.parts import PlannedCode, SemanticPart, encode_parts, snap_semantic
     from lsm.write.snap import Snapper
 
     for name, value in (("--sentences", options.sentences), ("--prompt-sentences", options.prompt_sentences)):
@@ -57,7 +69,7 @@ def run(options: Options) -> dict[str, Any]:
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
     sampling = options.sampling(model)
-    wanted = model.config.encoder
+    wanted, parts = model.config.encoder, model.config.parts
     encoder_name = options.encoder or wanted["name"]
     encoder = load_encoder(encoder_name, device=options.device)
     if not same_space(encoder.fingerprint(), wanted):
@@ -75,11 +87,20 @@ def run(options: Options) -> dict[str, Any]:
     read = [sentence.text for sentence in sentences]
 
     def encode(texts: Any) -> Any:
-        return encoder.encode(texts).vectors
+        semantic = encoder.encode(texts).vectors
+        return semantic if codec is None else encode_parts(texts, lambda _: semantic, codec, parts)
 
     source = options.source(encoder, device)
-    (decoder,) = source.load([options.decoder])
-    snapped = options.snap > 0 and options.decoder != "retrieval" and source.has_store
+    codec = _codec(options, model, encoder, device)
+    decoder: Decoder
+    if options.decoder == "learned":
+        assert codec is not None
+        decoder = PlannedCode(codec, parts)
+    else:
+        (decoder,) = source.load([options.decoder])
+        decoder = SemanticPart(decoder, parts) if parts else decoder
+    snapped = options.snap > 0 and options.decoder in ("prefix", "inversion") and source.has_store
+    snap = Snapper(source.store(), options.snap) if snapped else None
     say(
         f"reading {len(read)} sentences, planning {options.sentences}, wording them by {options.decoder} on {device} ({why})"
         + (", drawing each plan" if sampling else "")
@@ -88,9 +109,10 @@ def run(options: Options) -> dict[str, Any]:
         quiet=options.quiet,
     )
     written = continue_document(
-        model, encode(read), decoder, options.sentences, read=read, encode=encode if options.re_encode else None, seed=options.seed,
+        model, encode(read), decoder, options.sentences, read=read, section_S=np.array([sentence.section for sentence in sentences]),
+        encode=encode if options.re_encode else None, seed=options.seed,
         sampling=sampling,
-        snap=Snapper(source.store(), options.snap) if snapped else None,
+        snap=snap_semantic(snap, parts) if snap and parts else snap,
         on_sentence=lambda sentence: print(" ".join(sentence.split()), flush=True),
     )  # fmt: skip
     say(
@@ -113,6 +135,32 @@ def run(options: Options) -> dict[str, Any]:
         "snap": options.snap if snapped else 0,
         "seconds": round(written.seconds, 3),
     }
+
+
+def _codec(options: Options, model: LatentTransformer, encoder: SentenceEncoder, device: Any) -> LearnedCodec | None:
+    """The learned code that the run reads and plans; None for a run of semantic vectors alone."""
+    from lsm.decode.learned_code import LearnedCode
+    from lsm.decode.learned_code_codec import LearnedCodec
+    from lsm.decode.shipped import find_learned_code
+    from lsm.errors import UserError
+    from lsm.lm.frozen import FrozenLM
+
+    names = [part.name for part in model.config.parts]
+    if "residual" not in names:
+        if options.decoder == "learned" or options.learned_code:
+            raise UserError(
+                f"--decoder learned and --learned-code need a run that plans learned codes, and {options.model} plans semantic vectors "
+                "alone; train one with: lsm pretrain --data.space semantic+residual"
+            )
+        return None
+    if options.decoder != "learned" and "semantic" not in names:
+        raise UserError(f"--decoder {options.decoder}: the run {options.model} plans learned codes alone; give --decoder learned")
+    code = LearnedCode.from_pretrained(options.learned_code or find_learned_code(encoder.fingerprint()))
+    wanted = str((model.config.residual or {}).get("sha256"))
+    if (found := code.fingerprint()["sha256"]) != wanted:
+        raise UserError(f"the run plans codes of the learned code {wanted[:12]}, this is {found[:12]}; give that one with --learned-code")
+    lm = FrozenLM.load(code.home.adapter.lm["name"], device=device)
+    return LearnedCodec(lm, code, getattr(encoder, "token_states", None))
 
 
 def _read_prompt(prompt: str) -> str:

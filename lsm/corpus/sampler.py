@@ -36,7 +36,7 @@ class VectorDocuments(Protocol):
         ...
 
     def column(self, name: str) -> np.ndarray:
-        """A numeric column over all rows; the sampler asks for `part`."""
+        """A numeric column over all rows; the sampler asks for `part` and `section`."""
         ...
 
     def text_at(self, rows: Sequence[int] | np.ndarray) -> list[str]:
@@ -54,12 +54,14 @@ class ArrayDocuments:
         doc_ids: Sequence[str] | None = None,
         parts: np.ndarray | None = None,
         texts: Sequence[str] | None = None,
+        sections: np.ndarray | None = None,
     ) -> None:
         self._vectors = list(vectors)
         self.doc_ids = list(doc_ids) if doc_ids is not None else [f"document {n}" for n in range(len(self._vectors))]
         self.starts = np.concatenate([[0], np.cumsum([len(v) for v in self._vectors])]).astype(np.int64)
         self._texts = texts
-        self._parts = parts if parts is not None else np.zeros(self.starts[-1], dtype=np.int32)
+        zeros = np.zeros(self.starts[-1], dtype=np.int32)
+        self._columns = {"part": zeros if parts is None else parts, "section": zeros if sections is None else sections}
 
     def vectors(self, doc: int) -> np.ndarray:
         """Sentence vectors of a document, [S, D]."""
@@ -71,9 +73,8 @@ class ArrayDocuments:
         return [self._texts[row] for row in rows]
 
     def column(self, name: str) -> np.ndarray:
-        """The column `part`."""
-        assert name == "part", name
-        return self._parts
+        """The column `part` or `section`, zeros where none was given."""
+        return self._columns[name]
 
 
 def split_documents(doc_ids: Sequence[str], held_out_fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -107,6 +108,8 @@ class PackedBatch:
     """Number of the sentence in the corpus, int64: within a document, a smaller one has been read earlier."""
     part_BS: np.ndarray
     """0 for a whole sentence or its first piece, 1, 2 … for later pieces, int64."""
+    section_BS: np.ndarray
+    """Number of the section within its document, int64; a document without sections is one, 0."""
     content_BS: np.ndarray
     """Hash of the vector, int64: equal for sentences that nothing can tell apart."""
 
@@ -134,7 +137,7 @@ class PackedSampler:
         self.source, self.context, self.rows, self.seed = source, context, rows, seed
         self._windows_W3 = _windows(source.starts, np.asarray(documents, dtype=np.int64), context)
         self._packed = _pack(self._windows_W3[:, 2] - self._windows_W3[:, 1], context)
-        self._parts = source.column("part")
+        self._parts, self._sections = source.column("part"), source.column("section")
         self._order: tuple[int, np.ndarray] | None = None
 
     @property
@@ -177,7 +180,7 @@ class PackedSampler:
         dim = self.source.vectors(int(self._windows_W3[windows[0][0], 0])).shape[1]
         shape = (len(windows), width)
         z_BSD = np.zeros((*shape, dim), dtype=np.float32)
-        segment_BS, document_BS, row_id_BS, part_BS = (np.full(shape, PAD, dtype=np.int64) for _ in range(4))
+        segment_BS, document_BS, row_id_BS, part_BS, section_BS = (np.full(shape, PAD, dtype=np.int64) for _ in range(5))
         for row, members in enumerate(windows):
             place = 0
             for segment, window in enumerate(members):
@@ -185,10 +188,10 @@ class PackedSampler:
                 there = slice(place, place + stop - start)
                 z_BSD[row, there] = self.source.vectors(doc)[start:stop]
                 segment_BS[row, there], document_BS[row, there] = segment, doc
-                row_id_BS[row, there] = np.arange(start, stop) + self.source.starts[doc]
-                part_BS[row, there] = self._parts[self.source.starts[doc] + start : self.source.starts[doc] + stop]
+                row_id_BS[row, there] = rows = np.arange(start, stop) + self.source.starts[doc]
+                part_BS[row, there], section_BS[row, there] = self._parts[rows], self._sections[rows]
                 place = there.stop
-        return PackedBatch(z_BSD, segment_BS, document_BS, row_id_BS, part_BS, _content(z_BSD))
+        return PackedBatch(z_BSD, segment_BS, document_BS, row_id_BS, part_BS, section_BS, _content(z_BSD))
 
 
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:

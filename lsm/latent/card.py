@@ -24,10 +24,11 @@ def model_card(model: LatentTransformer, *, training: dict[str, Any] | None = No
         "---",
         "# Latent transformer",
         "",
-        f"Reads the sentence vectors of a document ({encoder.get('name', 'unnamed encoder')}, {model.config.dim} dimensions) "
+        f"Reads the sentence vectors of a document ({encoder.get('name', 'unnamed encoder')}, {_dimensions(model)}) "
         "and predicts the next one.",
         f"{parameters:,} parameters: {settings.layers} layers, width {settings.hidden}, {settings.heads} heads, "
-        f"context {settings.context} sentences, anchor `{settings.anchor}`, normaliser `{settings.normaliser}`. Made by lsm {__version__}.",
+        f"context {settings.context} sentences, positions `{settings.positions}`, anchor `{settings.anchor}`, "
+        f"normaliser `{settings.normaliser}`. Made by lsm {__version__}.",
         "",
         "```python",
         "from lsm.latent.transformer import LatentTransformer",
@@ -51,6 +52,12 @@ def model_card(model: LatentTransformer, *, training: dict[str, Any] | None = No
             *_table({name: f"{value:.4f}" for name, value in evaluation.items()}),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _dimensions(model: LatentTransformer) -> str:
+    parts = model.config.parts
+    made_of = ": " + " ‖ ".join(f"{part.name} {part.dim}" for part in parts) if parts else ""
+    return f"{model.config.dim} dimensions{made_of}"
 
 
 def _table(values: dict[str, Any]) -> list[str]:

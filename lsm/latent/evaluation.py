@@ -21,22 +21,23 @@ from lsm.progress import say
 _CHUNK_ROWS = 512
 
 
-def evaluate_batches(batches: Iterable[tuple[PackedBatch, Tensor, dict[str, float]]]) -> dict[str, float]:
+def evaluate_batches(batches: Iterable[tuple[PackedBatch, Tensor, dict[str, float]]], dims: slice = slice(None)) -> dict[str, float]:
     """Losses averaged over batches, and the rank of the true next sentence among all sentences of all batches.
 
     As on the scoreboard: sentences already read and later pieces of split sentences are no candidates, later pieces no targets.
-    Beside the model stands the exponential mean it starts from (`control_…`).
+    Beside the model stands the exponential mean it starts from (`control_…`). All but the losses look at `dims` of the vectors alone.
     """
     losses: list[dict[str, float]] = []
     predicted, control, truth, truth_row, read_until, query_document = [], [], [], [], [], []
     candidates, candidate_row, candidate_document = [], [], []
     for packed, prediction_BSD, loss in batches:
         losses.append(loss)
-        flat_z = torch.from_numpy(packed.z_BSD).flatten(0, 1)
+        z_BSD, prediction_BSD = torch.from_numpy(packed.z_BSD)[..., dims], prediction_BSD[..., dims]
+        flat_z = z_BSD.flatten(0, 1)
         source_N, target_N = next_sentences(packed, later_pieces=False)
         segment_BS = torch.from_numpy(packed.segment_BS)
         causal_BSS = (segment_BS[:, :, None] == segment_BS[:, None]).tril()
-        control_BSD = exponential_mean(torch.from_numpy(packed.z_BSD), causal_BSS, BEST_DECAY)
+        control_BSD = exponential_mean(z_BSD, causal_BSS, BEST_DECAY)
         predicted.append(prediction_BSD.flatten(0, 1)[source_N])
         control.append(control_BSD.flatten(0, 1)[source_N])
         truth.append(flat_z[target_N])

@@ -20,11 +20,13 @@ from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, permutation, split_documents, summary
 from lsm.errors import UserError
 from lsm.latent import objectives
+from lsm.latent.attention import require as require_attention
 from lsm.latent.card import model_card
 from lsm.latent.evaluation import evaluate_batches
 from lsm.latent.heads import DenoisingHead, EnergyHead
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.settings import PretrainSettings
+from lsm.latent.space import Part, SpaceDocuments, judged_dims, parts_of
 from lsm.latent.trained_on import write_trained_on
 from lsm.latent.transformer import LatentConfig, LatentTransformer
 from lsm.training.loop import step_seed
@@ -44,6 +46,7 @@ class LatentBatch:
     z_BSD: Tensor
     segment_BS: Tensor | None
     """None when no row holds two windows."""
+    section_BS: Tensor
     source_N: Tensor
     target_N: Tensor
     contrast_N: Tensor
@@ -63,6 +66,7 @@ class Pretraining(Task):
     """The latent transformer, a corpus' training documents, and the weighted sum of objectives.
 
     Args:
+        parts: what the vectors are made of, with `residual` the learned code's fingerprint; empty = semantic vectors.
         text_sha256: of every document's text, to record which ones are trained on; None where there is no text.
         word_loss: a frozen decoder, for the objective `words`; the source must have `text_at` then.
         decoder: what tells one such decoder from another.
@@ -80,6 +84,8 @@ class Pretraining(Task):
         *,
         dim: int,
         encoder: dict[str, Any] | None = None,
+        parts: Sequence[Part] = (),
+        residual: dict[str, Any] | None = None,
         corpus_fingerprint: str = "",
         text_sha256: Sequence[str] | None = None,
         word_loss: WordLoss | None = None,
@@ -88,6 +94,7 @@ class Pretraining(Task):
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings, self.seed, self.device = settings, seed, torch.device(device)
+        require_attention(settings.model.attention, self.device)
         self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}} | ({"decoder": decoder} if decoder else {})
         assert (settings.objectives.words == 0) == (word_loss is None), "objectives.words and a decoder go together"
         self._word_loss = word_loss
@@ -106,12 +113,9 @@ class Pretraining(Task):
                 )
         normaliser = Normaliser.fit((source.vectors(int(doc)) for doc in train), dim, settings.model.normaliser)
         config = LatentConfig(
-            dim=dim,
-            model=settings.model,
-            encoder=encoder or {},
-            temperature=settings.objectives.temperature,
-            point=settings.objectives.point,
-        )
+            dim=dim, model=settings.model, encoder=encoder or {}, parts=list(parts), residual=residual,
+            temperature=settings.objectives.temperature, point=settings.objectives.point,
+        )  # fmt: skip
         torch.manual_seed(step_seed(seed, _MODEL_STREAM))
         self.model = LatentTransformer(config, normaliser).to(self.device)
         self.module = self.model
@@ -140,11 +144,15 @@ class Pretraining(Task):
     ) -> Pretraining:
         """The task on a corpus folder."""
         corpus = Corpus.open(path)
+        parts = parts_of(corpus, settings.data.space, settings.data.residual_dims)
+        plain = settings.data.space == "semantic"
         return cls(
-            corpus,
+            corpus if plain else SpaceDocuments(corpus, parts),
             settings,
-            dim=corpus.dim,
+            dim=sum(part.dim for part in parts),
             encoder=corpus.encoder,
+            parts=() if plain else parts,
+            residual=None if plain else corpus.residual,
             corpus_fingerprint=corpus.fingerprint,
             text_sha256=corpus.documents["text_sha256"].to_pylist(),
             word_loss=word_loss,
@@ -167,7 +175,7 @@ class Pretraining(Task):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Held-out losses, and rank and recall of the true next sentence among the evaluated ones, beside the exponential mean's."""
-        return evaluate_batches(self._held_out_predictions())
+        return evaluate_batches(self._held_out_predictions(), judged_dims(self.model.config.parts))
 
     def save_final(self, folder: Path) -> None:
         """The loadable model with its card, and the list of the documents it was trained on."""
@@ -241,6 +249,7 @@ class Pretraining(Task):
             packed,
             self._tensor(packed.z_BSD),
             None if packed.one_segment_a_row else self._tensor(packed.segment_BS),
+            self._tensor(packed.section_BS),
             *map(self._tensor, (source_N, target_N, contrast_N, blocked_NN, packed.document_BS.reshape(-1)[source_N[contrast_N]])),
             hidden_BS,
             noise_BSD,
@@ -254,7 +263,9 @@ class Pretraining(Task):
     def _losses(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
         """The weighted sum, its parts, and anchor [B, S, D] and state [B, S, H]."""
         goals, model = self.settings.objectives, self.model
-        anchor_BSD, state_BSH = model.read(batch.z_BSD, batch.segment_BS, hidden_BS=batch.hidden_BS, noise_BSD=batch.noise_BSD)
+        anchor_BSD, state_BSH = model.read(
+            batch.z_BSD, batch.segment_BS, section_BS=batch.section_BS, hidden_BS=batch.hidden_BS, noise_BSD=batch.noise_BSD
+        )
         target_ND = batch.z_BSD.flatten(0, 1)[batch.target_N]
         self._gradients: dict[str, Tensor] = {}
         parts: dict[str, Tensor] = {}
@@ -275,7 +286,7 @@ class Pretraining(Task):
             source_N, target_N = batch.source_N[batch.worded_N], batch.target_N[batch.worded_N].cpu().numpy()
             predicted_ND = model.point(anchor_BSD, self._watched("words", state_BSH)).flatten(0, 1)[source_N]
             texts = self.sampler.source.text_at(batch.packed.row_id_BS.reshape(-1)[target_N])
-            parts["words"] = self._word_loss(F.normalize(predicted_ND, dim=-1), texts).mean()
+            parts["words"] = self._word_loss(F.normalize(predicted_ND[:, judged_dims(model.config.parts)], dim=-1), texts).mean()
         if isinstance(model.sampler, EnergyHead | DenoisingHead):
             missing_ND = (target_ND - anchor_BSD.flatten(0, 1)[batch.source_N]) / model.normaliser.scale
             state_NH = self._watched("sampler", state_BSH).flatten(0, 1)[batch.source_N]
@@ -287,7 +298,7 @@ class Pretraining(Task):
         if goals.denoise:
             rows = len(batch.masked_BS)
             segments = self._tensor(batch.packed.segment_BS[:rows])
-            restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, segments)
+            restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, segments, section_BS=batch.section_BS[:rows])
             parts["denoise"] = objectives.denoise(restored_BSD, model.normaliser(batch.z_BSD[:rows]), batch.masked_BS)
         total = torch.stack([getattr(goals, name) * value.float() for name, value in parts.items()]).sum()
         return total, parts, (anchor_BSD, state_BSH)

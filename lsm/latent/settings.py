@@ -8,6 +8,10 @@ from typing import Literal
 from lsm.config import STRICT
 from lsm.training.settings import TrainingSettings, refuse
 
+Attention = Literal["sdpa", "xformers", "flex"]
+Space = Literal["semantic", "semantic+residual", "residual"]
+RopeScaling = Literal["ntk", "linear"]
+
 
 @dataclass(kw_only=True)
 class ModelSettings:
@@ -27,8 +31,17 @@ class ModelSettings:
     """Width of the SwiGLU layer over `hidden` (rounded to a multiple of 32)."""
     dropout: float = 0.1
     """Dropout on what each attention and SwiGLU layer adds."""
+    positions: Literal["rope", "rope-2d", "alibi"] = "rope"
+    """rope: rotary; rope-2d: half of each head's channels turn by the number of the section, half by the place in it; alibi: scores fall
+    with distance."""
     rope_theta: float = 10000.0
     """Base of the rotary positions."""
+    rope_scale: float = 1.0
+    """Make rotary positions fit windows so many times as long as those trained on."""
+    rope_scaling: RopeScaling = "ntk"
+    """How rope_scale does it: ntk raises the base, linear divides the positions."""
+    attention: Attention = "sdpa"
+    """How attention is computed in training: xformers and flex (FlexAttention) run on CUDA only. A saved model is read with sdpa."""
     anchor: Literal["attention", "last", "none"] = "attention"
     """What the head corrects, starting from no correction: heads that attend to the vectors read and start as an exponential mean; the last
     vector; or nothing."""
@@ -49,14 +62,18 @@ class ModelSettings:
             problems.append(f"model.layers {self.layers} must be at least 0 and model.heads {self.heads} at least 1")
         elif self.hidden < 4 or self.hidden % (2 * self.heads):
             problems.append(f"model.hidden {self.hidden} must be a multiple of twice model.heads {self.heads}")
+        elif self.positions == "rope-2d" and self.hidden % (8 * self.heads):
+            problems.append(f"model.positions rope-2d: model.hidden {self.hidden} must be a multiple of 8 × model.heads {self.heads}")
+        elif self.positions == "rope" and self.hidden == 2 * self.heads:
+            problems.append(f"model.positions rope: model.hidden {self.hidden} must be at least 4 × model.heads {self.heads}")
         if not self.ffn_ratio > 0:
             problems.append(f"model.ffn_ratio {self.ffn_ratio} must be above 0")
         if not 0 <= self.dropout < 1:
             problems.append(f"model.dropout {self.dropout} must lie in [0, 1)")
         if self.sampler_width < 1 or self.sampler_blocks < 1:
             problems.append(f"model.sampler_width {self.sampler_width} and model.sampler_blocks {self.sampler_blocks} must be at least 1")
-        if not self.rope_theta > 1:
-            problems.append(f"model.rope_theta {self.rope_theta} must be above 1")
+        if not self.rope_theta > 1 or not self.rope_scale >= 1:
+            problems.append(f"model.rope_theta {self.rope_theta} must be above 1 and model.rope_scale {self.rope_scale} at least 1")
         refuse(problems)
 
 
@@ -153,6 +170,10 @@ class DataSettings:
 
     __pydantic_config__ = STRICT
 
+    space: Space = "semantic"
+    """What is read and predicted: semantic vectors, learned codes (corpora of --residual learned), or both side by side."""
+    residual_dims: int | None = None
+    """The first so many dims of the learned codes; None = all that the corpus holds."""
     batch_sentences: int = 2048
     """Sentences of a batch, padding included: rows × context."""
     held_out_fraction: float = 0.05
@@ -172,6 +193,8 @@ class DataSettings:
             problems.append(f"data.batch_sentences {self.batch_sentences} and data.eval_sentences {self.eval_sentences} must be at least 2")
         if not 0 < self.held_out_fraction < 1:
             problems.append(f"data.held_out_fraction {self.held_out_fraction} must lie between 0 and 1")
+        if self.residual_dims is not None and (self.residual_dims < 1 or self.space == "semantic"):
+            problems.append(f"data.residual_dims {self.residual_dims} must be at least 1, and belongs to a data.space with residual")
         if self.limit_documents is not None and self.limit_documents < 1:
             problems.append(f"data.limit_documents {self.limit_documents} must be at least 1 (or None for all)")
         if not 0 <= self.context_dropout < 1 or not self.noise >= 0:
@@ -196,6 +219,8 @@ class PretrainSettings(TrainingSettings):
         super().__post_init__()
         if self.data.batch_sentences < self.model.context:
             refuse([f"data.batch_sentences {self.data.batch_sentences} is less than one row of model.context {self.model.context}"])
+        if self.objectives.words and self.data.space == "residual":
+            refuse(["objectives.words reads semantic vectors, and data.space residual has none; take semantic+residual"])
         if (self.model.sampler == "none") != (self.objectives.sampler == 0):
             head, weight = self.model.sampler, self.objectives.sampler
             refuse([f"model.sampler {head} and objectives.sampler {weight}: a head needs a weight, and a weight a head"])

@@ -5,14 +5,14 @@ Shape letters: B rows, S sentences, D vector width, H hidden width.
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rotary_embedding_torch import RotaryEmbedding
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,13 +21,16 @@ from lsm.config import settings_from, to_dict
 from lsm.errors import UserError
 from lsm.files import read_json, write_json
 from lsm.latent.anchor import Anchor
+from lsm.latent.attention import Sight, attend
 from lsm.latent.heads import DenoisingHead, EnergyHead, VectorSampling, make_head
 from lsm.latent.normaliser import Normaliser
-from lsm.latent.settings import ModelSettings
+from lsm.latent.positions import Positions, rotate
+from lsm.latent.settings import ModelSettings, RopeScaling
+from lsm.latent.space import Part, slices
 
 FORMAT = 2
 _ROWS_AT_A_TIME = 64
-_NOT_IN_MODEL_FILE = ("normaliser.", "rotary.")  # one has its own file, the other is computed from the config
+_NOT_IN_MODEL_FILE = ("normaliser.", "positions.")  # one has its own file, the other is computed from the config
 
 
 @dataclass(kw_only=True)
@@ -37,6 +40,10 @@ class LatentConfig:
     dim: int
     model: ModelSettings
     encoder: dict[str, Any] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
+    """What a vector is made of, `dim` in all; empty = the encoder's semantic vectors alone."""
+    residual: dict[str, Any] | None = None
+    """Fingerprint of the learned code, where it is one of the parts."""
     temperature: float = 0.05
     point: bool = True
     """Whether the head that predicts one vector was trained; where not, the mean of the sampling head stands in for it."""
@@ -59,14 +66,14 @@ class Block(nn.Module):
         for linear in (self.attention_out, self.ffn_out):
             nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * settings.layers))
 
-    def forward(self, x_BSH: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
-        """`mask` [B, 1, S, S] is true where a position may look; None = all positions before it."""
+    def forward(self, x_BSH: Tensor, rotation: Tensor | None, sight: Sight) -> Tensor:
+        """`rotation` of queries and keys (None = none), and `sight`: what each position may look at."""
         B, S, H = x_BSH.shape
         qkv = self.query_key_value(self.attention_norm(x_BSH)).view(B, S, 3, self.heads, H // self.heads)
-        query_key = rotate(qkv[:, :, :2], rotation).to(_attention_dtype(qkv)).permute(2, 0, 3, 1, 4)
+        turned = qkv[:, :, :2] if rotation is None else rotate(qkv[:, :, :2], rotation)
+        query_key = turned.to(_attention_dtype(qkv)).permute(2, 0, 3, 1, 4)
         value = qkv[:, :, 2].to(query_key.dtype).transpose(1, 2)
-        with torch.autocast(x_BSH.device.type, enabled=False):  # which would cast back to its own choice
-            seen = F.scaled_dot_product_attention(query_key[0], query_key[1], value, attn_mask=mask, is_causal=mask is None)
+        seen = attend(query_key[0], query_key[1], value, sight)
         added = self.attention_out(seen.transpose(1, 2).reshape(B, S, H))
         x_BSH = x_BSH + F.dropout(added.float(), self.dropout, self.training)
         value, gate = self.ffn_in(self.ffn_norm(x_BSH)).chunk(2, -1)
@@ -74,10 +81,10 @@ class Block(nn.Module):
 
 
 class LatentTransformer(nn.Module):
-    """Pre-norm transformer over sentence vectors (RoPE, RMSNorm, SwiGLU, SDPA) whose head corrects an anchor.
+    """Pre-norm transformer over sentence vectors (RMSNorm, SwiGLU, relative positions) whose head corrects an anchor.
 
-    The correction's weights start at zero, so the untrained model *is* its anchor. Rotary positions are relative: documents packed
-    into one row need a mask, and no position numbers of their own.
+    The correction's weights start at zero, so the untrained model *is* its anchor. Positions are relative: documents packed into one
+    row need a mask, and no position numbers of their own.
     """
 
     def __init__(self, config: LatentConfig, normaliser: Normaliser | None = None) -> None:
@@ -95,8 +102,8 @@ class LatentTransformer(nn.Module):
         shape = {"hidden": settings.hidden, "dim": config.dim, "width": settings.sampler_width, "blocks": settings.sampler_blocks}
         self.sampler = make_head(settings.sampler, **shape)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
-        # Computed afresh each time: its cache would be hidden state of the module.
-        self.rotary = RotaryEmbedding(settings.hidden // settings.heads, theta=settings.rope_theta, cache_if_possible=False)
+        self.positions = Positions(settings)
+        self.attention = settings.attention
         nn.init.normal_(self.mask_vector, std=0.02)
         for head in (self.correction, self.restoration):
             nn.init.zeros_(head.bias)
@@ -111,53 +118,87 @@ class LatentTransformer(nn.Module):
         """Sentences that the model looks back on."""
         return self.config.model.context
 
+    def widened(self, context: int, rope_scaling: RopeScaling | None = None) -> LatentTransformer:
+        """This model, with the same weights, looking back on `context` sentences; `rope_scaling` fits rotary positions to them."""
+        settings = replace(self.config.model, context=context)
+        if rope_scaling:
+            scale = settings.rope_scale * max(1.0, context / self.context)
+            settings = replace(settings, rope_scale=scale, rope_scaling=rope_scaling)
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.config = replace(self.config, model=settings)
+        other.positions = Positions(settings).to(self.mask_vector.device)
+        return other
+
     def forward(
-        self, z_BSD: Tensor, segment_BS: Tensor | None = None, *, hidden_BS: Tensor | None = None, noise_BSD: Tensor | None = None
+        self,
+        z_BSD: Tensor,
+        segment_BS: Tensor | None = None,
+        *,
+        section_BS: Tensor | None = None,
+        hidden_BS: Tensor | None = None,
+        noise_BSD: Tensor | None = None,
     ) -> Tensor:
         """Prediction of sentence s+1 at each position s, in raw space and not scaled to unit length, float32 [B, S, D].
 
-        Attention stays inside equal numbers of `segment_BS` (None = one document a row, padding only at the end). `hidden_BS`
-        replaces sentences by the mask vector, and `noise_BSD` is added in the normaliser's space: both touch what the transformer
-        reads, never the anchor.
+        Attention stays inside equal numbers of `segment_BS` (None = one document a row, padding only at the end). `section_BS` numbers
+        the sections of each document (rope-2d; None = one section). `hidden_BS` replaces sentences by the mask vector, and `noise_BSD`
+        is added in the normaliser's space: both touch what the transformer reads, never the anchor.
         """
-        return self.point(*self.read(z_BSD, segment_BS, hidden_BS=hidden_BS, noise_BSD=noise_BSD))
+        return self.point(*self.read(z_BSD, segment_BS, section_BS=section_BS, hidden_BS=hidden_BS, noise_BSD=noise_BSD))
 
     def read(
-        self, z_BSD: Tensor, segment_BS: Tensor | None = None, *, hidden_BS: Tensor | None = None, noise_BSD: Tensor | None = None
+        self,
+        z_BSD: Tensor,
+        segment_BS: Tensor | None = None,
+        *,
+        section_BS: Tensor | None = None,
+        hidden_BS: Tensor | None = None,
+        noise_BSD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What the heads start from, arguments as of `forward`: the anchor [B, S, D] in raw space and the state [B, S, H]."""
-        causal_BSS = _visible(z_BSD, segment_BS, causal=True)
         x_BSD = self.normaliser(z_BSD.float())
-        mask = None if segment_BS is None else causal_BSS[:, None]
-        state_BSH = self._trunk(x_BSD if noise_BSD is None else x_BSD + noise_BSD, mask, hidden_BS)
-        return self.anchor(z_BSD.float(), state_BSH, causal_BSS), state_BSH
+        sight = self._sight(z_BSD, segment_BS, causal=True)
+        state_BSH = self._trunk(x_BSD if noise_BSD is None else x_BSD + noise_BSD, sight, section_BS, hidden_BS)
+        return self.anchor(z_BSD.float(), state_BSH, sight.visible_BSS.expand(len(z_BSD), -1, -1)), state_BSH
 
     def point(self, anchor: Tensor, state: Tensor) -> Tensor:
         """The one vector predicted from anchor […, D] and state […, H], in raw space."""
         return anchor + self.correction(state).float() * self.normaliser.scale
 
-    def restore(self, z_BSD: Tensor, masked_BS: Tensor, segment_BS: Tensor | None = None) -> Tensor:
+    def restore(self, z_BSD: Tensor, masked_BS: Tensor, segment_BS: Tensor | None = None, *, section_BS: Tensor | None = None) -> Tensor:
         """Bidirectional pass over rows whose `masked_BS` sentences are hidden: their vectors in the normaliser's space, [B, S, D]."""
-        visible_BSS = _visible(z_BSD, segment_BS, causal=False)
-        state_BSH = self._trunk(self.normaliser(z_BSD.float()), visible_BSS[:, None], masked_BS)
+        sight = self._sight(z_BSD, segment_BS, causal=False)
+        state_BSH = self._trunk(self.normaliser(z_BSD.float()), sight, section_BS, masked_BS)
         return self.restoration(state_BSH).float()
 
-    def _trunk(self, x_BSD: Tensor, mask: Tensor | None, hidden_BS: Tensor | None) -> Tensor:
+    def _sight(self, z_BSD: Tensor, segment_BS: Tensor | None, *, causal: bool) -> Sight:
+        return Sight(self.attention, z_BSD.shape[1], z_BSD.device, segment_BS, causal, self.positions.slopes_A)
+
+    def _trunk(self, x_BSD: Tensor, sight: Sight, section_BS: Tensor | None, hidden_BS: Tensor | None) -> Tensor:
         x_BSH = self.embed(x_BSD).float()
         if hidden_BS is not None:
             x_BSH = torch.where(hidden_BS[..., None], self.mask_vector, x_BSH)
-        angles = self.rotary(torch.arange(x_BSD.shape[1], device=x_BSD.device, dtype=torch.float32))[:, ::2]  # each stands there twice
-        rotation = torch.polar(torch.ones_like(angles), angles)
+        rotation = self.positions.rotation(sight.width, sight.segment_BS, section_BS)
         for block in self.blocks:
-            x_BSH = block(x_BSH, rotation, mask)
+            x_BSH = block(x_BSH, rotation, sight)
         return self.norm(x_BSH)
 
     @torch.no_grad()
-    def predict(self, z_BSD: Tensor, document_BS: Tensor | None = None, *, sampling: VectorSampling | None = None) -> Tensor:
-        """Unit vectors [B, S, D] in raw space: at each s what sentence s+1 should mean; with `sampling` one that it could mean.
+    def predict(
+        self,
+        z_BSD: Tensor,
+        document_BS: Tensor | None = None,
+        *,
+        section_BS: Tensor | None = None,
+        sampling: VectorSampling | None = None,
+    ) -> Tensor:
+        """Vectors [B, S, D] in raw space, each part of unit length: at each s what sentence s+1 should mean; with `sampling` one that it
+        could mean.
 
         Rows may be longer than the context: each position then looks back on at least half of it. `document_BS` numbers the
-        documents of a packed row. Without `sampling` a model whose head for one vector was not trained gives the mean of its samples.
+        documents of a packed row, `section_BS` the sections of each document (None = one). Without `sampling` a model whose head for one
+        vector was not trained gives the mean of its samples.
         """
         assert z_BSD.ndim == 3 and z_BSD.shape[-1] == self.config.dim, f"{tuple(z_BSD.shape)} is not [B, S, {self.config.dim}]"
         was_training = self.training
@@ -170,24 +211,31 @@ class LatentTransformer(nn.Module):
             window, keep = slice(start, start + self.context), 0 if start == 0 else self.context - half
             for rows in range(0, len(z_BSD), _ROWS_AT_A_TIME):
                 group = slice(rows, rows + _ROWS_AT_A_TIME)
-                segments = None if document_BS is None else document_BS[group, window].to(z_BSD.device)
-                anchor_BSD, state_BSH = self.read(z_BSD[group, window], segments)
+                segments, sections = (None if x is None else x[group, window].to(z_BSD.device) for x in (document_BS, section_BS))
+                anchor_BSD, state_BSH = self.read(z_BSD[group, window], segments, section_BS=sections)
                 out_BSD[group, start + keep : start + self.context] = self.next_vectors(
                     anchor_BSD[:, keep:], state_BSH[:, keep:], sampling, generator
                 )
         self.train(was_training)
-        return F.normalize(out_BSD, dim=-1)
+        return self._unit_parts(out_BSD)
 
     @torch.no_grad()
-    def predict_next(self, z_BSD: Tensor, *, sampling: VectorSampling | None = None) -> Tensor:
+    def predict_next(self, z_BSD: Tensor, *, section_BS: Tensor | None = None, sampling: VectorSampling | None = None) -> Tensor:
         """`predict` at the last place alone, [B, D], from at most the last `context` sentences; heads run at that place only."""
         was_training = self.training
         self.eval()
-        anchor_BSD, state_BSH = self.read(z_BSD[:, -self.context :].to(self.mask_vector.device, torch.float32))
+        device, recent = self.mask_vector.device, slice(-self.context, None)
+        sections = None if section_BS is None else section_BS[:, recent].to(device)
+        anchor_BSD, state_BSH = self.read(z_BSD[:, recent].to(device, torch.float32), section_BS=sections)
         generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
         next_BD = self.next_vectors(anchor_BSD[:, -1], state_BSH[:, -1], sampling, generator)
         self.train(was_training)
-        return F.normalize(next_BD, dim=-1)
+        return self._unit_parts(next_BD)
+
+    def _unit_parts(self, z: Tensor) -> Tensor:
+        """Vectors […, D] with each part of unit length."""
+        places = slices(self.config.parts).values() or [slice(None)]
+        return torch.cat([F.normalize(z[..., place], dim=-1) for place in places], dim=-1)
 
     def next_vectors(
         self, anchor: Tensor, state: Tensor, sampling: VectorSampling | None = None, generator: torch.Generator | None = None
@@ -244,28 +292,10 @@ class LatentTransformer(nn.Module):
         absent = [name for name in missing if not name.startswith(_NOT_IN_MODEL_FILE)]
         if absent or unexpected:
             raise UserError(f"weights in {folder} do not fit its config.json: missing {absent[:3]}, unexpected {unexpected[:3]}")
+        model.attention = "sdpa"  # how attention is computed is this machine's matter, not the model's
         return model.to(device).eval()
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each pair of neighbouring channels of x [B, S, ..., C] by its angle: `apply_rotary_emb` as one complex product, in float32.
-
-    `rotation` holds cos + i·sin of the angles, complex64 [S, C / 2].
-    """
-    S, C = x.shape[1], x.shape[-1]
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (C // 2, 2)))
-    return torch.view_as_real(pairs * rotation.view(1, S, *([1] * (x.ndim - 3)), C // 2)).flatten(-2)
 
 
 def _attention_dtype(x: Tensor) -> torch.dtype:
     # On CPUs the backward pass of the fused kernel takes twice as long in bf16 as in float32 at our sizes.
     return torch.float32 if x.device.type == "cpu" else x.dtype
-
-
-def _visible(z_BSD: Tensor, segment_BS: Tensor | None, *, causal: bool) -> Tensor:
-    """True where position s (second to last) may see position t (last), bool [B, S, S]."""
-    B, S, _ = z_BSD.shape
-    same = (
-        torch.ones(B, S, S, dtype=torch.bool, device=z_BSD.device) if segment_BS is None else segment_BS[:, :, None] == segment_BS[:, None]
-    )
-    return same.tril() if causal else same

@@ -74,6 +74,18 @@ CONTEXT_CURVE = (
     Column("lead_mrr", "whole context's\nlead in MRR", "share", interval=True),
     Column("lead_cosine", "lead in\ncosine", "share", interval=True),
 )
+WINDOWS = (
+    Column("length", "sentences\nread", "count"),
+    Column("times", "times as\ntrained"),
+    Column("rope_scaling", "rope\nscaled", "text"),
+    Column("n", "n", "count"),
+    Column("recall_at_10", "recall\n@10", "share"),
+    Column("mrr", "MRR", "share"),
+    Column("contrastive_accuracy", "contrastive\naccuracy", "share"),
+    Column("cosine", "cosine", "share"),
+    Column("gain_mrr", "gain over\ntrained length", "share", interval=True),
+    Column("gain_cosine", "gain in\ncosine", "share", interval=True),
+)
 DIFFERENCE = (
     Column("compared", "compared", "text"),
     Column("recall_at_1", "recall@1", "share", interval=True),

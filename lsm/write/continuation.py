@@ -63,6 +63,7 @@ def continue_document(
     n_sentences: int,
     *,
     read: Sequence[str] = (),
+    section_S: np.ndarray | None = None,
     encode: Encode | None = None,
     snap: Callable[[Tensor], Tensor] | None = None,
     sampling: VectorSampling | None = None,
@@ -78,6 +79,7 @@ def continue_document(
     Args:
         z_SD: the document's sentence vectors, at least one.
         read: its sentences, which are not to be repeated.
+        section_S: number of each one's section; the last is taken to go on.
         encode: the encoder of the run, to re-encode what is written.
         snap: replaces each planned unit vector before it is worded and read on (`lsm.write.snap.Snapper`).
         sampling: how the model draws its plans; None = those it expects.
@@ -94,7 +96,7 @@ def continue_document(
         z_D = z_D.cpu() if snap is None else snap(z_D.cpu())
         turned_D = turn_away(z_D, recent[-rules.recent_sentences :], rules.largest_cosine, seed=seed + step)
         result.n_turned += turned_D is not None
-        plan_D = z_D if turned_D is None else turned_D
+        plan_D = z_D if turned_D is None else turned_D * z_D.norm()  # plans of several parts are longer than 1
         plans.append(plan_D.numpy())
         read_D = plan_D
         if encode is not None and not writer.stopped:
@@ -104,7 +106,9 @@ def continue_document(
         recent.append(_unit(read_D))
         return read_D
 
-    rollout(model, torch.from_numpy(np.asarray(z_SD, dtype=np.float32)), n_sentences, on_step=on_step, sampling=sampling)
+    sections = None if section_S is None else torch.from_numpy(section_S)
+    begun_SD = torch.from_numpy(np.asarray(z_SD, dtype=np.float32))
+    rollout(model, begun_SD, n_sentences, section_S=sections, on_step=on_step, sampling=sampling)
     result.planned_ND = np.stack(plans) if plans else np.zeros((0, z_SD.shape[1]), dtype=np.float32)
     if encode is None and plans:
         writer.write(plans)

@@ -13,9 +13,10 @@ from rotary_embedding_torch import RotaryEmbedding, apply_rotary_emb
 from lsm.errors import UserError
 from lsm.latent.anchor import BEST_DECAY, exponential_mean
 from lsm.latent.normaliser import Normaliser
+from lsm.latent.positions import rotate
 from lsm.latent.rollout import rollout
 from lsm.latent.settings import ModelSettings
-from lsm.latent.transformer import LatentConfig, LatentTransformer, rotate
+from lsm.latent.transformer import LatentConfig, LatentTransformer
 
 DIM = 12
 

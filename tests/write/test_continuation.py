@@ -27,7 +27,7 @@ class LastVector:
         self.turn = turn
         self.seen: list[torch.Tensor] = []
 
-    def predict_next(self, z_BSD: torch.Tensor, *, sampling: None = None) -> torch.Tensor:
+    def predict_next(self, z_BSD: torch.Tensor, *, section_BS: torch.Tensor, sampling: None = None) -> torch.Tensor:
         last_BD = z_BSD[:, -1]
         self.seen.append(last_BD[0].clone())
         return torch.nn.functional.normalize(last_BD + self.turn * torch.roll(last_BD, 1, dims=-1), dim=-1)
