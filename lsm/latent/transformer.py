@@ -63,11 +63,15 @@ class Block(nn.Module):
         query_key = rotate(qkv[:, :, :2], rotation).to(_attention_dtype(qkv)).permute(2, 0, 3, 1, 4)
         value = qkv[:, :, 2].to(query_key.dtype).transpose(1, 2)
         with torch.autocast(x_BSH.device.type, enabled=False):  # which would cast back to its own choice
-            seen = F.scaled_dot_product_attention(query_key[0], query_key[1], value, attn_mask=mask, is_causal=mask is None)
+            seen = self.attend(query_key[0], query_key[1], value, mask)
         added = self.attention_out(seen.transpose(1, 2).reshape(B, S, H))
         x_BSH = x_BSH + F.dropout(added.float(), self.dropout, self.training)
         value, gate = self.ffn_in(self.ffn_norm(x_BSH)).chunk(2, -1)
         return x_BSH + F.dropout(self.ffn_out(F.silu(gate) * value).float(), self.dropout, self.training)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """What each position reads of the values [B, heads, S, H / heads]."""
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
 
 
 class LatentTransformer(nn.Module):
