@@ -112,7 +112,7 @@ class Bench:
             began = time.monotonic()
             found = self._too_much(key) or self._measured(key, document)
             if not found.get("skipped"):
-                self._start_seconds = max(0.0, time.monotonic() - began - found["repeats"] * found["seconds"])
+                self._start_seconds = max(0.0, time.monotonic() - began - found["repeats"] * found["run_seconds"])
             self.cells[key] = found
             line = f"{number}/{len(waiting)} {SYSTEMS[key[0]]}, {key[1]}, {key[2]:,} tokens: "
             what = found.get("skipped") or f"{found['seconds']:.3g} s" + (f", {peak:,.0f} MiB" if (peak := found["peak_mebibytes"]) else "")
@@ -145,7 +145,7 @@ class Bench:
             "encoder": self.encoder,
             "parameters": self.estimate.parameters(),
             "limit_seconds": self.limit_seconds,
-            "seconds_measured": sum(cell["seconds"] * cell["repeats"] for cell in self.cells.values() if not cell.get("skipped")),
+            "seconds_measured": sum(cell["run_seconds"] * cell["repeats"] for cell in self.cells.values() if not cell.get("skipped")),
         }
 
     def _too_much(self, key: tuple[str, str, int]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from lsm.bench.slopes import extrapolate
 from lsm.bench.token_transformer import TokenTransformer
 from lsm.latent.transformer import LatentConfig, LatentTransformer
 from lsm.provenance import fast_dtype
+from lsm.training.optimizer import trained_parameters
 
 if TYPE_CHECKING:
     from lsm.bench.cost import Bench
@@ -41,12 +42,12 @@ class Estimate:
         }
 
     def seconds(self, key: tuple[str, str, int]) -> float:
-        """Of one run."""
-        return self.extrapolated(key) or self._flops(key) / (_SHARE_OF_PEAK * self._flops_per_second)
+        """That one run takes, only a sample being decoded."""
+        return self.extrapolated(key, "run_seconds") or self._flops(key) / (_SHARE_OF_PEAK * self._flops_per_second)
 
-    def extrapolated(self, key: tuple[str, str, int]) -> float | None:
+    def extrapolated(self, key: tuple[str, str, int], what: str = "seconds") -> float | None:
         """Seconds by the slope of the two longest cells measured; None where there is none."""
-        points = self.measured(key)
+        points = self.measured(key, what)
         return extrapolate(points, key[2], alone=_GROWS_AS.get(key[0], 1.0)) if points else None
 
     def mebibytes(self, key: tuple[str, str, int]) -> float | None:
@@ -56,11 +57,13 @@ class Estimate:
 
     def parameters(self) -> dict[str, int]:
         """Weights of the two transformers; the token-level one has its embeddings on top of equal blocks."""
-        token, latent = self._token, self._latent
+        token, latent = (
+            {name: weight.numel() for name, weight in trained_parameters(model).items()} for model in (self._token, self._latent)
+        )
         return {
-            "token": sum(weight.numel() for weight in token.parameters()),
-            "token, embeddings": token.embedding.weight.numel(),
-            "latent": sum(weight.numel() for weight in latent.parameters()) - sum(w.numel() for w in latent.restoration.parameters()),
+            "token": sum(token.values()),
+            "token, embeddings": token["embedding.weight"],
+            "latent": sum(n for name, n in latent.items() if not name.startswith("restoration.")),
         }
 
     def _flops(self, key: tuple[str, str, int]) -> float:

@@ -43,9 +43,10 @@ def available_mebibytes(device: str) -> float | None:
 
 def _reset_peak_rss() -> float:
     """What is held now; where the system can, the high-water mark is set to it."""
-    if not _CLEAR.exists():
+    try:
+        _CLEAR.write_text("5")  # proc(5)
+    except OSError:
         return _peak_rss()
-    _CLEAR.write_text("5")  # proc(5)
     return _kibibytes(_STATUS, "VmRSS") / 2**10
 
 

@@ -76,7 +76,7 @@ def _cost(options: Options) -> dict[str, Any]:
         print("\n".join(sentences))
         results = bench.facts() | {"rows": rows, "slopes": slopes, "crossings": crossings}
         _write(options, results, sentences)
-        print(f"plot in {plot_cost(rows, options.out / 'cost.png', crossings=crossings)}")
+        print(f"plot in {plot_cost(rows, options.out / 'cost.png', slopes=slopes, crossings=crossings)}")
     return results
 
 
@@ -87,7 +87,7 @@ def _cost_bench(options: Options) -> tuple[Bench, str]:
     from lsm.decode.shipped import find_adapter
     from lsm.encode.encoder import encoder_info
     from lsm.errors import UserError
-    from lsm.files import read_json
+    from lsm.files import fingerprint, sha256_file
     from lsm.lm.tokens import load_tokens
     from lsm.provenance import choose_device
 
@@ -100,7 +100,7 @@ def _cost_bench(options: Options) -> tuple[Bench, str]:
     decoder = {}
     if settings.decoder == "prefix" and "latent-encoding-decoding" in settings.named_systems:
         adapter = find_adapter(settings.adapter, encoder=info.fingerprint)
-        decoder = {"lm": settings.lm, "home": read_json(adapter / "config.json").get("home")}
+        decoder = {"weights": fingerprint({path.name: sha256_file(path) for path in sorted(adapter.glob("*.safetensors"))})}
     tokens = load_tokens(settings.tokenizer)
     text = read_text(options.input, max(lengths), tokens.encode, info.fits)
     for length in lengths:

@@ -123,17 +123,20 @@ _COST_COLOURS = {
 }  # fmt: skip
 
 
-def plot_cost(rows: Sequence[dict[str, Any]], path: Path, *, crossings: Sequence[dict[str, Any]] = ()) -> Path:
-    """Seconds and peak memory of each system against tokens, both axes logarithmic, one column a pass; named at the lines' ends.
+def plot_cost(
+    rows: Sequence[dict[str, Any]], path: Path, *, slopes: Sequence[dict[str, Any]] = (), crossings: Sequence[dict[str, Any]] = ()
+) -> Path:
+    """Seconds and peak memory of each system against tokens T, both axes logarithmic, one column a pass; named at the lines' ends.
 
-    What was not run is drawn hollow at the end of a dotted line, where its time was extrapolated. Of `crossings` those of latent +
-    encoding with full attention are marked.
+    The seconds' names carry their slope. What was not run is drawn hollow at the end of a dotted line, where its time was extrapolated.
+    Of `crossings` those of latent + encoding with full attention are marked.
     """
     plt = _pyplot()
     kinds = {"forward": "Forward pass", "training": "Training step"}
     kinds = {kind: title for kind, title in kinds.items() if any(row["pass"] == kind for row in rows)}
     figure, axes = plt.subplots(2, len(kinds), figsize=(6.6 * len(kinds), 8.6), sharex=True, sharey="row", squeeze=False)
     lengths = sorted({row["length"] for row in rows})
+    powers = {(row["system"], row["pass"]): rf" $\propto T^{{{row['slope']:.2f}}}$" for row in slopes}
     named = []
     for axis_row, key in zip(axes, ("seconds", "peak_mebibytes"), strict=True):
         for axis, kind in zip(axis_row, kinds, strict=True):
@@ -155,7 +158,7 @@ def plot_cost(rows: Sequence[dict[str, Any]], path: Path, *, crossings: Sequence
                     axis.plot(*zip(points[-1], *beyond, strict=True), ":", color=colour, linewidth=1.5)
                     axis.plot(*zip(*beyond, strict=True), "o", color=colour, markerfacecolor="white", markersize=5)
                     points += beyond
-                ends.append((points[-1], mine[0]["label"], colour))
+                ends.append((points[-1], mine[0]["label"] + (powers.get((system, kind), "") if key == "seconds" else ""), colour))
             named.append((axis, ends))
     for axis, kind in zip(axes[0], kinds, strict=True):
         axis.set_title(kinds[kind], fontsize=12, loc="left")
@@ -186,7 +189,8 @@ def _name_lines(axis: Any, ends: Sequence[tuple[tuple[float, float], str, str]])
     for wanted, *_ in places:
         heights.append(max(wanted, heights[-1] + 0.05) if heights else wanted)
     for height, (wanted, point, label, colour) in zip(heights, places, strict=True):
-        line = {"arrowstyle": "-", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 3} if height - wanted > 0.01 else None
+        away = height - wanted > 0.01 or right - to_axes.transform(point)[0] > 0.02
+        line = {"arrowstyle": "-", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)} if away else None
         axis.annotate(
             label,
             point,

@@ -175,7 +175,7 @@ def test_a_cell_in_its_own_process(run_cli: Callable, tmp_path: Path, text: Path
         (("--tokens", "0"), "--tokens 0: each length must be at least 2"),
         (("--tokens", "many"), "--tokens many"),
         (("--tokens", "9000"), "--tokens 9000: INPUT holds only"),
-        (("--tokens", "10"), "--tokens 10: the first two sentences"),
+        (("--tokens", "40"), "--tokens 40: the first two sentences"),
         (("--repeats", "0"), "--repeats 0"),
         (("--limit-seconds", "0"), "--limit-seconds 0"),
         (("--hidden", "30"), "--hidden 30: must be a multiple"),
