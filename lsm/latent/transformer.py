@@ -73,11 +73,15 @@ class Block(nn.Module):
         turned = qkv[:, :, :2] if rotation is None else rotate(qkv[:, :, :2], rotation)
         query_key = turned.to(_attention_dtype(qkv)).permute(2, 0, 3, 1, 4)
         value = qkv[:, :, 2].to(query_key.dtype).transpose(1, 2)
-        seen = attend(query_key[0], query_key[1], value, sight)
+        seen = self.attend(query_key[0], query_key[1], value, sight)
         added = self.attention_out(seen.transpose(1, 2).reshape(B, S, H))
         x_BSH = x_BSH + F.dropout(added.float(), self.dropout, self.training)
         value, gate = self.ffn_in(self.ffn_norm(x_BSH)).chunk(2, -1)
         return x_BSH + F.dropout(self.ffn_out(F.silu(gate) * value).float(), self.dropout, self.training)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
+        """What each position reads of the values [B, heads, S, H / heads]."""
+        return attend(query, key, value, sight)
 
 
 class LatentTransformer(nn.Module):

@@ -117,6 +117,92 @@ def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> Path:
     return _save(figure, path)
 
 
+_COST_COLOURS = {
+    "token-full": "#c0504d", "token-window": "#e39c5b", "latent": "#9cc3dd", "latent-encoding": "#3a82b5",
+    "latent-encoding-decoding": "#17405e",
+}  # fmt: skip
+
+
+def plot_cost(
+    rows: Sequence[dict[str, Any]], path: Path, *, slopes: Sequence[dict[str, Any]] = (), crossings: Sequence[dict[str, Any]] = ()
+) -> Path:
+    """Seconds and peak memory of each system against tokens T, both axes logarithmic, one column a pass; named at the lines' ends.
+
+    The seconds' names carry their slope. What was not run is drawn hollow at the end of a dotted line, where its time was extrapolated.
+    Of `crossings` those of latent + encoding with full attention are marked.
+    """
+    plt = _pyplot()
+    kinds = {"forward": "Forward pass", "training": "Training step"}
+    kinds = {kind: title for kind, title in kinds.items() if any(row["pass"] == kind for row in rows)}
+    figure, axes = plt.subplots(2, len(kinds), figsize=(6.6 * len(kinds), 8.6), sharex=True, sharey="row", squeeze=False)
+    lengths = sorted({row["length"] for row in rows})
+    powers = {(row["system"], row["pass"]): rf" $\propto T^{{{row['slope']:.2f}}}$" for row in slopes}
+    named = []
+    for axis_row, key in zip(axes, ("seconds", "peak_mebibytes"), strict=True):
+        for axis, kind in zip(axis_row, kinds, strict=True):
+            axis.set(xscale="log", yscale="log")
+            axis.grid(alpha=0.25, which="major")
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.set_xticks(lengths, [f"{n:,}" for n in lengths])
+            axis.xaxis.minorticks_off()
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+            ends = []
+            for system, colour in _COST_COLOURS.items():
+                mine = [row for row in rows if (row["system"], row["pass"]) == (system, kind)]
+                points = [(row["tokens"], row[key]) for row in mine if row.get(key)]
+                if not points:
+                    continue
+                axis.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, linewidth=2)
+                beyond = [(row["tokens"], row["extrapolated_seconds"]) for row in mine if row.get("extrapolated_seconds")]
+                if beyond and key == "seconds":
+                    axis.plot(*zip(points[-1], *beyond, strict=True), ":", color=colour, linewidth=1.5)
+                    axis.plot(*zip(*beyond, strict=True), "o", color=colour, markerfacecolor="white", markersize=5)
+                    points += beyond
+                ends.append((points[-1], mine[0]["label"] + (powers.get((system, kind), "") if key == "seconds" else ""), colour))
+            named.append((axis, ends))
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        axis.set_title(kinds[kind], fontsize=12, loc="left")
+        for cross in crossings:
+            if (cross["pass"], cross["system"], cross["than"], cross["kind"]) == (kind, "latent-encoding", "token-full", "from"):
+                axis.axvline(cross["at"], color=_COST_COLOURS["latent-encoding"], linewidth=0.8, linestyle="--")
+                tokens = float(f"{cross['at']:.2g}")
+                words = f" latent + encoding cheaper than\n full attention from {tokens:,.0f} tokens"
+                axis.text(cross["at"], 0.02, words, transform=axis.get_xaxis_transform(), fontsize=8, color="#555555")
+    axes[0][0].set_ylabel("seconds")
+    axes[1][0].set_ylabel("peak memory, MiB")
+    for axis in axes[-1]:
+        axis.set_xlabel("tokens of the document")
+    figure.tight_layout()
+    for axis, ends in named:
+        _name_lines(axis, ends)
+    return _save(figure, path)
+
+
+def _name_lines(axis: Any, ends: Sequence[tuple[tuple[float, float], str, str]]) -> None:
+    """Each line's name to the right of its end, moved up where another stands too near; the axes' limits must be final."""
+    if not ends:
+        return
+    to_axes = axis.transData + axis.transAxes.inverted()
+    right = max(to_axes.transform(point)[0] for point, *_ in ends)
+    places = sorted((to_axes.transform(point)[1], point, label, colour) for point, label, colour in ends)
+    heights: list[float] = []
+    for wanted, *_ in places:
+        heights.append(max(wanted, heights[-1] + 0.05) if heights else wanted)
+    for height, (wanted, point, label, colour) in zip(heights, places, strict=True):
+        away = height - wanted > 0.01 or right - to_axes.transform(point)[0] > 0.02
+        line = {"arrowstyle": "-", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)} if away else None
+        axis.annotate(
+            label,
+            point,
+            xytext=(right + 0.03, height),
+            textcoords="axes fraction",
+            color=colour,
+            fontsize=9.5,
+            va="center",
+            arrowprops=line,
+        )
+
+
 def _bars(
     rows: Sequence[dict[str, Any]],
     labels: Sequence[str],

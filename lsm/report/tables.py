@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 _WIDEST = 400
-Kind = Literal["text", "count", "share", "number", "seconds", "bytes"]
+Kind = Literal["text", "count", "share", "number", "significant", "bytes"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,23 @@ NEGATION = (
     Column("closer_than_control", "nearer than\ncontrol", "share"),
     Column("differ_float16", "differ in\nfloat16", "share"),
 )
+COST = (
+    Column("label", "system", "text"),
+    Column("pass", "pass", "text"),
+    Column("tokens", "tokens", "count"),
+    Column("sentences", "sentences", "count"),
+    Column("seconds", "seconds", "significant", interval=True),
+    Column("extrapolated_seconds", "extrapolated,\nnot measured", "significant"),
+    Column("peak_mebibytes", "peak\nMiB", "bytes"),
+    Column("gflop", "GFLOP", "significant"),
+    Column("note", "note", "text"),
+)
+COST_SLOPES = (
+    Column("label", "system", "text"),
+    Column("pass", "pass", "text"),
+    Column("slope", "all lengths"),
+    Column("steps", "from each length to the next", "text"),
+)
 ROUNDTRIP_BY_LENGTH = (ROUNDTRIP[0], Column("length", "characters", "text"), *ROUNDTRIP[1:9], Column("utf8_bytes", "UTF-8\nbytes", "bytes"))
 
 
@@ -170,6 +187,8 @@ def _written(value: Any, kind: Kind) -> str:
         return str(value)
     if kind == "share":
         return f"{value:.3f}"
+    if kind == "significant":  # three digits, whatever the size
+        return f"{float(f'{value:.3g}'):,.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
     if kind in ("count", "bytes"):
         return f"{value:,.0f}"
     return f"{value:,.2f}" if abs(value) < 10 else f"{value:,.1f}"
