@@ -120,7 +120,7 @@ def _latent_pass(job: Job, device: torch.device) -> tuple[LatentTransformer, Cal
     def loss(z_BSD: Tensor) -> Tensor:
         source_N = torch.arange(z_BSD.shape[1] - 1, device=device)
         prediction_BSD = model(z_BSD)
-        mse = objectives.mse(prediction_BSD, z_BSD, source_N, source_N + 1, model.normaliser.scale)
+        mse = objectives.mse(prediction_BSD[0, source_N], z_BSD[0, source_N + 1], model.normaliser.scale)
         logits_NN = objectives.contrast_logits(
             prediction_BSD[0, :-1], z_BSD[0, 1:], model.log_temperature, temperature_min=goals.temperature_min
         )
