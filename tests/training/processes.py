@@ -1,4 +1,4 @@
-"""Trainings in one and in two processes, side by side: run by test_distributed.py, because nothing may be forked once it has differentiated.
+"""Trainings in one and in two processes, side by side; run by test_distributed.py, as nothing can be forked that has differentiated.
 
 python processes.py FOLDER      writes FOLDER/results.json: {name: [exit message of each process]}
 """
@@ -28,7 +28,7 @@ from lsm.latent.settings import PretrainSettings
 from lsm.training.distributed import joined
 from lsm.training.loop import Trainer
 
-DIM, BAD_BATCH = 12, 40
+DIM = 12
 
 
 class Tampered(Pretraining):
@@ -107,15 +107,11 @@ def main(folder: Path) -> None:
         "one": in_processes(1, folder / "one", plain),
         "ddp": in_processes(2, folder / "ddp", plain),
         "fsdp": in_processes(2, folder / "fsdp", sharded),
+        "nan": in_processes(2, folder / "nan", plain, nan_at=0),
     }
-    for name, before, after in (
-        ("ddp to one", (2, plain), (1, plain)),
-        ("fsdp to one", (2, sharded), (1, plain)),
-        ("one to fsdp", (1, plain), (2, sharded)),
-    ):
-        stopped = in_processes(*before[:1], folder / name, before[1], stop_at=51)
-        results[name] = [*stopped, *in_processes(*after[:1], folder / name, after[1])]
-    results["nan"] = in_processes(2, folder / "nan", plain, nan_at=0)
+    for size, config, step in ((2, sharded, 12), (1, plain, 24), (2, plain, 36), (2, sharded, None)):
+        stop_at = None if step is None else config.accumulate * step
+        results[f"moved on to {step}"] = in_processes(size, folder / "moved", config, stop_at=stop_at)
     (folder / "results.json").write_text(json.dumps(results))
 
 
