@@ -89,7 +89,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             raise UserError(f"torchrun --nproc-per-node: more processes than this machine's {there} GPUs; start {there} or --device cpu")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    on_gpu = device.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE, device_id=device if on_gpu else None)
     try:
         yield Ranks(dist.get_rank(), size, device)
     finally:

@@ -1,6 +1,6 @@
-"""Trainings in one and in two processes, side by side; run by test_distributed.py, as nothing can be forked that has differentiated.
+"""Trainings in one and in two processes; run by test_distributed.py, because what has differentiated cannot be forked.
 
-python processes.py FOLDER      writes FOLDER/results.json: {name: [exit message of each process]}
+python processes.py FOLDER: writes FOLDER/results.json, {name: [what each process came to]}
 """
 
 from __future__ import annotations

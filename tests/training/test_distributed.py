@@ -74,7 +74,8 @@ def test_nan_in_one_process_stops_all_before_the_update(trained: tuple[Path, dic
 def small(**changes: object) -> PretrainSettings:
     raw = {
         "steps": 6, "eval_every": 6, "save_every": 6, "threads": 1, "precision": "float32", "optimizer": {"warmup_steps": 1},
-        "model": {"context": 8, "hidden": 16, "layers": 2, "heads": 2, "dropout": 0.2}, "data": {"batch_sentences": 64, "held_out_fraction": 0.2},
+        "model": {"context": 8, "hidden": 16, "layers": 2, "heads": 2, "dropout": 0.2},
+        "data": {"batch_sentences": 64, "held_out_fraction": 0.2},
     }  # fmt: skip
     return settings_from(PretrainSettings, raw | changes, origin="test")
 
