@@ -55,9 +55,9 @@ def documents() -> ArrayDocuments:
 
 def settings(**changes: Any) -> PretrainSettings:
     raw: dict[str, Any] = {
-        "steps": 50, "accumulate": 2, "eval_every": 25, "save_every": 10, "threads": 1, "precision": "float32", "ema_decay": 0.9,
-        "optimizer": {"lr": 3e-3, "warmup_steps": 5},
-        "model": {"context": 8, "hidden": 24, "layers": 2, "heads": 2, "dropout": 0.0},
+        "steps": 50, "eval_every": 50, "save_every": 12, "threads": 1, "precision": "float32", "ema_decay": 0.9,
+        "optimizer": {"lr": 3e-3, "warmup_steps": 3},
+        "model": {"context": 8, "hidden": 24, "layers": 1, "heads": 2, "dropout": 0.0},
         "objectives": {"mse": 0.5, "in_document": 0.3, "denoise": 0.2, "denoise_rows": 0.5, "later_pieces": False},
         "data": {"batch_sentences": 64, "held_out_fraction": 0.2, "context_dropout": 0.1, "noise": 0.1},
     }  # fmt: skip
@@ -103,15 +103,18 @@ def in_processes(size: int, *arguments: Any, **options: Any) -> list[str]:
 
 def main(folder: Path) -> None:
     plain, sharded = settings(), settings(sharding="fsdp", checkpoint_activations=True)
+    few = {"steps": 3, "accumulate": 2}
     results = {
         "one": in_processes(1, folder / "one", plain),
         "ddp": in_processes(2, folder / "ddp", plain),
         "fsdp": in_processes(2, folder / "fsdp", sharded),
+        "one, accumulated": in_processes(1, folder / "one, accumulated", settings(**few)),
+        "ddp, accumulated": in_processes(2, folder / "ddp, accumulated", settings(**few)),
+        "fsdp, accumulated": in_processes(2, folder / "fsdp, accumulated", settings(**few, sharding="fsdp")),
         "nan": in_processes(2, folder / "nan", plain, nan_at=0),
     }
     for size, config, step in ((2, sharded, 12), (1, plain, 24), (2, plain, 36), (2, sharded, None)):
-        stop_at = None if step is None else config.accumulate * step
-        results[f"moved on to {step}"] = in_processes(size, folder / "moved", config, stop_at=stop_at)
+        results[f"moved on to {step}"] = in_processes(size, folder / "moved", config, stop_at=step)
     (folder / "results.json").write_text(json.dumps(results))
 
 

@@ -32,9 +32,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, l
     return folder, json.loads((folder / "results.json").read_text())
 
 
-def losses(run: Path) -> np.ndarray:
+def losses(run: Path, steps: int) -> np.ndarray:
     rows = [row for row in read_metrics(run) if "loss" in row]
-    assert [row["step"] for row in rows] == list(range(1, 51))
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
     return np.array([[row[name] for name in ("loss", "mse", "infonce", "in_document", "denoise")] for row in rows])
 
 
@@ -42,7 +42,7 @@ def losses(run: Path) -> np.ndarray:
 def test_two_processes_train_as_one(trained: tuple[Path, dict[str, list[str]]], name: str) -> None:
     folder, results = trained
     assert results["one"] == ["done"] and results["ddp"] == results["fsdp"] == results["moved on to None"] == ["done", "done"]
-    one, two = losses(folder / "one"), losses(folder / name)
+    one, two = losses(folder / "one", 50), losses(folder / name, 50)
     assert one[-1, 0] < 0.9 * one[0, 0]
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
     final, other = (load_file(folder / run / "final/model.safetensors") for run in ("one", name))
@@ -51,6 +51,12 @@ def test_two_processes_train_as_one(trained: tuple[Path, dict[str, list[str]]], 
         torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-4)
     evaluations = [read_metrics(folder / run)[-1]["evaluation"] for run in ("one", name)]
     assert evaluations[1] == pytest.approx(evaluations[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_gradients_are_accumulated_over_batches_and_processes(trained: tuple[Path, dict[str, list[str]]], name: str) -> None:
+    one, two = (losses(trained[0] / f"{kind}, accumulated", 3) for kind in ("one", name))
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
 
 
 def test_each_process_writes_its_own_part(trained: tuple[Path, dict[str, list[str]]]) -> None:
