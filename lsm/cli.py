@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lsm import __version__
+from lsm import __version__, processes
 from lsm.commands import VERBS
 from lsm.errors import UserError
 from lsm.progress import silenced
@@ -34,11 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Before torch loads: waiting OpenMP threads must sleep, not spin; on a busy machine spinning made a step 4 to 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if processes.count() > 1:  # or DDP remarks in every process that it looked for unused parameters and found none
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
     except UserError as error:
-        print(f"lsm: {' '.join(str(error).split())}", file=sys.stderr)
+        if processes.is_first_here():
+            print(f"lsm: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_FAULT
     except KeyboardInterrupt:
         print("lsm: interrupted; what was finished is kept: resume with the same command", file=sys.stderr)
@@ -95,9 +98,9 @@ def run_verb(name: str, arguments: list[str]) -> int:
     if options.json and (options.json.is_dir() or not options.json.parent.is_dir()):
         raise UserError(f"--json {options.json}: give a file in a folder that exists")
     start = time.monotonic()
-    with silenced(options.quiet):
+    with silenced(options.quiet or not processes.is_first()):
         results: dict[str, Any] = module.run(options)
-    if options.json:
+    if options.json and processes.is_first():
         from lsm.files import write_json
         from lsm.provenance import report
 

@@ -146,10 +146,11 @@ def _run(options: Options) -> dict[str, Any]:
     for folder in [*steps, *([final] if finished else [])]:
         if options.verify:
             _compare_with_marker(folder, f"delete {folder} and run the training command of {path} again")
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in sorted(folder.rglob("*.safetensors")):
+            name = file.relative_to(path).as_posix()
             summary = _safetensors(file, read_all=options.verify)
-            results.setdefault("tensors", {})[f"{folder.name}/{file.name}"] = summary
-            print(f"  {folder.name}/{file.name}: {summary['parameters']:,} numbers, {summary['bytes'] / 2**20:.1f} MiB")
+            results.setdefault("tensors", {})[name] = summary
+            print(f"  {name}: {summary['parameters']:,} numbers, {summary['bytes'] / 2**20:.1f} MiB")
         if (folder / "state.json").exists():
             results.setdefault("states", {})[folder.name] = read_json(folder / "state.json")
     results["whole"] = True if options.verify else None

@@ -34,15 +34,20 @@ class Options(CommonOptions):
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Train, and print where the model lies and how it does on held-out documents."""
+    """Train, and print where the model lies and how it does on held-out documents. Under torchrun the processes share each batch."""
     from lsm.latent.pretrain import Pretraining
     from lsm.provenance import choose_device
+    from lsm.training.distributed import joined
     from lsm.training.loop import Trainer
 
     device, _ = choose_device(options.device)
-    task = Pretraining.on_corpus(options.corpus, options.settings, seed=options.seed, device=device, **_decoder(options, device))
-    trainer = Trainer(task, options.settings, options.out, seed=options.seed, resume=options.resume, quiet=options.quiet)
-    results = trainer.train()
+    with joined(device) as ranks:
+        decoder = _decoder(options, ranks.device or device)
+        task = Pretraining.on_corpus(options.corpus, options.settings, seed=options.seed, ranks=ranks, **decoder)
+        trainer = Trainer(task, options.settings, options.out, seed=options.seed, resume=options.resume, quiet=options.quiet)
+        results = trainer.train()
+    if not ranks.is_first:
+        return results
     scores = results["evaluation"]
     print(f"model in {options.out / 'final'}")
     print(

@@ -5,6 +5,7 @@ Shape letters: B rows of a batch, S sentences of a row, D vector width, N docume
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,6 +118,10 @@ class PackedBatch:
     def n_sentences(self) -> int:
         """Sentences in the batch, padding not counted."""
         return int((self.segment_BS != PAD).sum())
+
+    def rows(self, which: slice) -> PackedBatch:
+        """Some of its rows, as wide as they stand here."""
+        return PackedBatch(**{field.name: getattr(self, field.name)[which] for field in dataclasses.fields(self)})
 
     @property
     def one_segment_a_row(self) -> bool:

@@ -177,8 +177,8 @@ class CorrectorTask(Task):
     def describe_batch(self, batch: CorrectionBatch) -> str:
         return f"corpus rows {self.sentences.rows_N[batch.numbers_B][:8].tolist()} …"
 
-    def units(self, batch: CorrectionBatch) -> tuple[int, str]:
-        return len(batch.numbers_B), "sentences"
+    def units(self, batch: CorrectionBatch) -> dict[str, float]:
+        return {"sentences": len(batch.numbers_B)}
 
     def _sentence_losses(self, batch: CorrectionBatch) -> tuple[Tensor, Tensor]:
         """loss_B (nats per token) and lengths_B."""

@@ -211,8 +211,8 @@ class LearnedCodeTask(Task):
     def describe_batch(self, batch: CodeBatch) -> str:
         return f"corpus rows {self.sentences.rows_N[batch.numbers_B][:8].tolist()} …"
 
-    def units(self, batch: CodeBatch) -> tuple[int, str]:
-        return len(batch.numbers_B), "sentences"
+    def units(self, batch: CodeBatch) -> dict[str, float]:
+        return {"sentences": len(batch.numbers_B)}
 
     def _token_loss(self, batch: CodeBatch, query_BTC: Tensor) -> Tensor:
         """Cross-entropy under softmax(token vectors · query + log frequency), its sum estimated from the batch's tokens and random ones.

@@ -156,8 +156,8 @@ class PrefixTask(Task):
     def describe_batch(self, batch: SentenceBatch) -> str:
         return f"corpus rows {self.sentences.rows_N[batch.numbers_B][:8].tolist()} …"
 
-    def units(self, batch: SentenceBatch) -> tuple[int, str]:
-        return len(batch.numbers_B), "sentences"
+    def units(self, batch: SentenceBatch) -> dict[str, float]:
+        return {"sentences": len(batch.numbers_B)}
 
     def _sentence_losses(self, batch: SentenceBatch, z_BD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """loss_B (nats per token), lengths_B, and the loss of the prefix's words where it has any."""

@@ -28,23 +28,28 @@ def next_sentences(batch: PackedBatch, *, later_pieces: bool = True) -> tuple[np
     return source, source + 1
 
 
-def blocked_candidates(batch: PackedBatch, source_N: np.ndarray, target_N: np.ndarray, *, in_document: bool = True) -> np.ndarray:
-    """Which targets [N] may not stand among the negatives of which query, bool [N, N]; the diagonal (each query's own target) is free.
+def blocked_candidates(
+    batch: PackedBatch, source_M: np.ndarray, target_M: np.ndarray, *, in_document: bool = True, own_N: np.ndarray | None = None
+) -> np.ndarray:
+    """Which targets [M] may not stand among the negatives of which query, bool [N, M]; each query's own target is free.
+
+    The queries are those numbered `own_N` of source_M (None = all, so that N = M); own_N is also the number of their targets.
 
     Blocked are sentences of the query's document up to the query itself (already read: the scoreboard excludes them, and with
     them as negatives the model unlearns that a document stays on its subject), and copies of the target, which nothing can tell
     from it. Without `in_document` all of the query's document is blocked.
     """
     document, row_id, content = (ids.reshape(-1) for ids in (batch.document_BS, batch.row_id_BS, batch.content_BS))
-    candidate_document = document[target_N].astype(np.int32)
-    blocked = candidate_document[:, None] == candidate_document[None]
+    own_N = np.arange(len(target_M)) if own_N is None else own_N
+    candidate_document = document[target_M].astype(np.int32)
+    blocked = candidate_document[own_N, None] == candidate_document[None]
     if in_document:
-        read_until, candidate_row = row_id[source_N].astype(np.int32), row_id[target_N].astype(np.int32)
+        read_until, candidate_row = row_id[source_M[own_N]].astype(np.int32), row_id[target_M].astype(np.int32)
         blocked &= candidate_row[None] <= read_until[:, None]
-    _, kind = np.unique(content[target_N], return_inverse=True)
+    _, kind = np.unique(content[target_M], return_inverse=True)
     kind = kind.astype(np.int32)
-    blocked |= kind[:, None] == kind[None]
-    np.fill_diagonal(blocked, False)
+    blocked |= kind[own_N, None] == kind[None]
+    blocked[np.arange(len(own_N)), own_N] = False
     return blocked
 
 
@@ -53,26 +58,26 @@ def mse(prediction_ND: Tensor, target_ND: Tensor, scale_D: Tensor) -> Tensor:
     return ((prediction_ND - target_ND) / scale_D).square().mean()
 
 
-def contrast_logits(prediction_ND: Tensor, target_ND: Tensor, log_temperature: Tensor, *, temperature_min: float) -> Tensor:
-    """Cosine of every prediction with every target over the temperature, float32 [N, N]."""
+def contrast_logits(prediction_ND: Tensor, target_MD: Tensor, log_temperature: Tensor, *, temperature_min: float) -> Tensor:
+    """Cosine of every prediction with every target over the temperature, float32 [N, M]."""
     # In float32: a low temperature magnifies bf16's rounding of the cosines.
     with torch.autocast(prediction_ND.device.type, enabled=False):
-        cosine_NN = F.normalize(prediction_ND.float(), dim=-1) @ F.normalize(target_ND.float(), dim=-1).T
+        cosine_NM = F.normalize(prediction_ND.float(), dim=-1) @ F.normalize(target_MD.float(), dim=-1).T
         # The bound keeps its gradient, so that a temperature pushed below it can come back.
         temperature = temperature_min + F.relu(log_temperature.float().exp() - temperature_min)
-        return cosine_NN / temperature
+        return cosine_NM / temperature
 
 
-def infonce(logits_NN: Tensor, blocked_NN: Tensor, *, focus: float = 0.0) -> Tensor:
-    """Picking one's own target, on the diagonal, among all that are not blocked (van den Oord et al. 2018).
+def infonce(logits_NM: Tensor, blocked_NM: Tensor, *, focus: float = 0.0, own_N: Tensor | None = None) -> Tensor:
+    """Picking one's own target, number `own_N` (None = on the diagonal), among all that are not blocked (van den Oord et al. 2018).
 
     With p the probability of the own target, the loss is −log p at `focus` 0 and (1 − p^focus) / focus above it (the generalised
     cross-entropy of Zhang & Sabuncu 2018, eq. 6). −log p is the logarithm of a rank: moving a hopeless target from rank 2,000
     to 1,000 pays as much as moving one from 2 to 1, and predictions lose their first ranks to gain the far ones. With a focus the
     hopeless ones stop pulling, which is what recall@k and the reciprocal rank reward.
     """
-    own = torch.arange(len(logits_NN), device=logits_NN.device)
-    surprise_N = F.cross_entropy(logits_NN.masked_fill(blocked_NN, _NEVER), own, reduction="none")
+    own_N = torch.arange(len(logits_NM), device=logits_NM.device) if own_N is None else own_N
+    surprise_N = F.cross_entropy(logits_NM.masked_fill(blocked_NM, _NEVER), own_N, reduction="none")
     if focus:
         return -torch.expm1(-focus * surprise_N).mean() / focus
     return surprise_N.mean()

@@ -5,6 +5,7 @@ Shape letters: B rows, S sentences, D vector width, N queries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsm.config import to_dict
 from lsm.corpus.reader import Corpus
@@ -25,10 +26,11 @@ from lsm.latent.card import model_card
 from lsm.latent.evaluation import evaluate_batches
 from lsm.latent.heads import DenoisingHead, EnergyHead
 from lsm.latent.normaliser import Normaliser
-from lsm.latent.settings import PretrainSettings
+from lsm.latent.settings import ObjectiveSettings, PretrainSettings
 from lsm.latent.space import Part, SpaceDocuments, judged_dims, parts_of
 from lsm.latent.trained_on import write_trained_on
 from lsm.latent.transformer import LatentConfig, LatentTransformer
+from lsm.training.distributed import ALONE, Ranks
 from lsm.training.loop import step_seed
 from lsm.training.task import Task
 
@@ -38,9 +40,17 @@ _EVALUATION = -2
 _MODEL_STREAM = -3
 
 
+_SHARED_BY = {"infonce": "contrast", "in_document": "contrast", "denoise": "denoise", "words": "words"}
+"""Which of `LatentBatch.weights` an objective is a mean over; the rest are means over all queries (`others`)."""
+
+
 @dataclass(frozen=True)
 class LatentBatch:
-    """A packed batch as tensors on the device, with everything that is drawn or derived from ids."""
+    """A packed batch as tensors on the device, with everything that is drawn or derived from ids.
+
+    Where several processes share it, `packed` is the whole and the tensors are this one's rows and queries; M counts the candidates
+    of the whole.
+    """
 
     packed: PackedBatch
     z_BSD: Tensor
@@ -51,15 +61,25 @@ class LatentBatch:
     target_N: Tensor
     contrast_N: Tensor
     """Which of the N take part in InfoNCE."""
-    blocked_NN: Tensor
-    document_N: Tensor
-    """Document of each query that takes part in InfoNCE."""
+    candidate_MD: Tensor
+    """InfoNCE's targets in the whole batch."""
+    own_N: Tensor
+    """Which of them is each query's own."""
+    blocked_NM: Tensor
+    document_M: Tensor
+    """Document of each candidate."""
     hidden_BS: Tensor | None
     noise_BSD: Tensor | None
     masked_BS: Tensor
     """The first rows' hidden spans for denoising."""
+    masked_segment_BS: Tensor
+    """The segments of these rows."""
     worded_N: Tensor
     """Which of the N are worded."""
+    target_row_N: np.ndarray
+    """Number of each target in the corpus."""
+    weights: dict[str, float]
+    """What this process's means (`contrast`, `denoise`, `words`, `others`) count in the mean over the processes; 1 where it is alone."""
 
 
 class Pretraining(Task):
@@ -92,8 +112,9 @@ class Pretraining(Task):
         decoder: str = "",
         seed: int = 0,
         device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.settings, self.seed, self.device = settings, seed, torch.device(device)
+        self.settings, self.seed, self.ranks, self.device = settings, seed, ranks, ranks.device or torch.device(device)
         require_attention(settings.model.attention, self.device)
         self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}} | ({"decoder": decoder} if decoder else {})
         assert (settings.objectives.words == 0) == (word_loss is None), "objectives.words and a decoder go together"
@@ -111,6 +132,7 @@ class Pretraining(Task):
                     f"no {what} document of at least two sentences among {len(source.doc_ids)} documents; encode more documents, "
                     f"or change --data.held-out-fraction {settings.data.held_out_fraction}"
                 )
+        self._check_shares(min(rows, self.sampler.n_rows))
         normaliser = Normaliser.fit((source.vectors(int(doc)) for doc in train), dim, settings.model.normaliser)
         config = LatentConfig(
             dim=dim, model=settings.model, encoder=encoder or {}, parts=list(parts), residual=residual,
@@ -140,7 +162,8 @@ class Pretraining(Task):
         word_loss: WordLoss | None = None,
         decoder: str = "",
         seed: int,
-        device: torch.device,
+        device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> Pretraining:
         """The task on a corpus folder."""
         corpus = Corpus.open(path)
@@ -159,6 +182,7 @@ class Pretraining(Task):
             decoder=decoder,
             seed=seed,
             device=device,
+            ranks=ranks,
         )
 
     def batch(self, index: int) -> LatentBatch:
@@ -199,7 +223,7 @@ class Pretraining(Task):
             f"training    {train['sentences']:,} sentences of {train['documents']:,} documents "
             f"in {train['rows']:,} rows ({train['filled']:.0%} filled)",
             f"held out    {held_out['sentences']:,} sentences of {held_out['documents']:,} documents",
-            f"a step      {per_step:,} sentences, {self._flops_per_step() / 1e9:,.3g} GFLOP; {epochs:.1f} epochs in all",
+            f"a step      {per_step:,} sentences, {self.flops_per_step() / 1e9:,.3g} GFLOP; {epochs:.1f} epochs in all",
         ]
 
     def describe_batch(self, batch: LatentBatch) -> str:
@@ -208,11 +232,16 @@ class Pretraining(Task):
         named = ", ".join(self.sampler.source.doc_ids[doc] for doc in documents[:12])
         return f"documents {named}" + (f" and {len(documents) - 12} more" if len(documents) > 12 else "")
 
-    def units(self, batch: LatentBatch) -> tuple[int, str]:
-        """Sentences."""
-        return batch.packed.n_sentences, "sentences"
+    def units(self, batch: LatentBatch) -> dict[str, float]:
+        """Sentences, and the documents that as many make up on average."""
+        source, sentences = self.sampler.source, batch.packed.n_sentences
+        return {"sentences": sentences, "documents": sentences * len(source.doc_ids) / int(source.starts[-1])}
 
-    def _flops_per_step(self) -> float:
+    def layers(self) -> list[nn.Module]:
+        """The transformer blocks."""
+        return list(self.model.blocks)
+
+    def flops_per_step(self) -> float:
         """6 × weights × sentences for the passes (Kaplan et al. 2020), attention's products, and InfoNCE's."""
         settings = self.settings
         sentences = self.sampler.rows * settings.model.context
@@ -224,38 +253,65 @@ class Pretraining(Task):
 
     def _prepare(self, packed: PackedBatch, generator: np.random.Generator, *, training: bool) -> LatentBatch:
         data, goals = self.settings.data, self.settings.objectives
-        source_N, target_N = objectives.next_sentences(packed)
-        contrast_N = np.arange(len(source_N))
-        if not goals.later_pieces:
-            contrast_N = np.flatnonzero(packed.part_BS.reshape(-1)[target_N] == 0)
-        blocked_NN = np.zeros((0, 0), dtype=bool)
+        # Everything is drawn for the whole batch, of which this process then takes its rows: any number of processes trains on the same.
+        ranks = self.ranks if training else ALONE
+        own = packed.rows(ranks.rows)
+        source, target = objectives.next_sentences(packed)
+        is_own = source // packed.segment_BS.shape[1] % ranks.size == ranks.rank
+        contrasted = np.ones(len(source), dtype=bool) if goals.later_pieces else packed.part_BS.reshape(-1)[target] == 0
+        source_M, target_M, own_N = source[contrasted], target[contrasted], np.flatnonzero(is_own[contrasted])
+        blocked_NM = np.zeros((0, 0), dtype=bool)
         if goals.contrasts:
-            blocked_NN = objectives.blocked_candidates(
-                packed, source_N[contrast_N], target_N[contrast_N], in_document=goals.in_document_negatives
-            )
-        rows = max(1, round(len(packed.segment_BS) * goals.denoise_rows))
+            blocked_NM = objectives.blocked_candidates(packed, source_M, target_M, in_document=goals.in_document_negatives, own_N=own_N)
+        segment_BS = packed.segment_BS[: _denoised_rows(len(packed.segment_BS), goals)]
         masked_BS = objectives.span_mask(
-            packed.segment_BS[:rows], generator, ratio_min=goals.mask_ratio_min, ratio_max=goals.mask_ratio_max, mean_span=goals.mask_span
+            segment_BS, generator, ratio_min=goals.mask_ratio_min, ratio_max=goals.mask_ratio_max, mean_span=goals.mask_span
         )
         hidden_BS = noise_BSD = None
         if training and data.context_dropout:
-            hidden_BS = self._tensor(generator.random(packed.segment_BS.shape) < data.context_dropout)
+            hidden_BS = self._tensor((generator.random(packed.segment_BS.shape) < data.context_dropout)[ranks.rows])
         if training and data.noise:
-            noise_BSD = self._tensor(generator.standard_normal(packed.z_BSD.shape, dtype=np.float32) * np.float32(data.noise))
-        worded_N = np.zeros(0, dtype=np.int64)
+            noise_BSD = generator.standard_normal(packed.z_BSD.shape, dtype=np.float32) * np.float32(data.noise)
+            noise_BSD = self._tensor(noise_BSD[ranks.rows])
+        worded = np.zeros(0, dtype=np.int64)
         if goals.words:
-            worded_N = np.sort(generator.permutation(len(source_N))[: goals.words_sentences])
+            worded = np.sort(generator.permutation(len(source))[: goals.words_sentences])
+        own_worded = worded[is_own[worded]]
+        own_share = {
+            "contrast": len(own_N) / max(1, len(source_M)),
+            "denoise": masked_BS[ranks.rows].sum() / masked_BS.sum(),
+            "words": len(own_worded) / max(1, len(worded)),
+            "others": is_own.mean(),
+        }
         return LatentBatch(
             packed,
-            self._tensor(packed.z_BSD),
-            None if packed.one_segment_a_row else self._tensor(packed.segment_BS),
-            self._tensor(packed.section_BS),
-            *map(self._tensor, (source_N, target_N, contrast_N, blocked_NN, packed.document_BS.reshape(-1)[source_N[contrast_N]])),
+            self._tensor(own.z_BSD),
+            None if packed.one_segment_a_row else self._tensor(own.segment_BS),
+            self._tensor(own.section_BS),
+            *map(self._tensor, (*objectives.next_sentences(own), np.flatnonzero(contrasted[is_own]))),
+            self._tensor(packed.z_BSD.reshape(-1, packed.z_BSD.shape[-1])[target_M]),
+            *map(self._tensor, (own_N, blocked_NM, packed.document_BS.reshape(-1)[target_M])),
             hidden_BS,
             noise_BSD,
-            self._tensor(masked_BS),
-            self._tensor(worded_N),
+            self._tensor(masked_BS[ranks.rows]),
+            self._tensor(segment_BS[ranks.rows]),
+            self._tensor(is_own.cumsum()[own_worded] - 1),
+            packed.row_id_BS.reshape(-1)[target[is_own]],
+            {name: ranks.size * float(share) for name, share in own_share.items()},
         )
+
+    def _check_shares(self, rows: int) -> None:
+        goals, size = self.settings.objectives, self.ranks.size
+        if rows % size:
+            raise UserError(
+                f"--data.batch-sentences {self.settings.data.batch_sentences} makes {rows} rows of --model.context "
+                f"{self.settings.model.context}, which {size} processes cannot share evenly; make the rows a multiple of {size}"
+            )
+        if goals.denoise and _denoised_rows(rows, goals) % size:
+            raise UserError(
+                f"--objectives.denoise-rows {goals.denoise_rows} of {rows} rows are {_denoised_rows(rows, goals)}, which {size} processes "
+                f"cannot share evenly; make them a multiple of {size}, or switch --objectives.denoise off"
+            )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -274,19 +330,20 @@ class Pretraining(Task):
             parts["mse"] = objectives.mse(predicted_ND, target_ND, model.normaliser.scale)
         if goals.contrasts:
             predicted_ND = model.point(anchor_BSD, self._watched("infonce", state_BSH)).flatten(0, 1)[batch.source_N[batch.contrast_N]]
-            logits_NN = objectives.contrast_logits(
-                predicted_ND, target_ND[batch.contrast_N], model.log_temperature, temperature_min=goals.temperature_min
+            logits_NM = objectives.contrast_logits(
+                predicted_ND, batch.candidate_MD, model.log_temperature, temperature_min=goals.temperature_min
             )
             if goals.infonce:
-                parts["infonce"] = objectives.infonce(logits_NN, batch.blocked_NN, focus=goals.focus)
+                parts["infonce"] = objectives.infonce(logits_NM, batch.blocked_NM, focus=goals.focus, own_N=batch.own_N)
             if goals.in_document:
-                elsewhere_NN = batch.document_N[:, None] != batch.document_N[None]
-                parts["in_document"] = objectives.infonce(logits_NN, batch.blocked_NN | elsewhere_NN, focus=goals.focus)
+                blocked_NM = batch.blocked_NM | (batch.document_M[batch.own_N][:, None] != batch.document_M[None])
+                parts["in_document"] = objectives.infonce(logits_NM, blocked_NM, focus=goals.focus, own_N=batch.own_N)
         if self._word_loss is not None:
-            source_N, target_N = batch.source_N[batch.worded_N], batch.target_N[batch.worded_N].cpu().numpy()
-            predicted_ND = model.point(anchor_BSD, self._watched("words", state_BSH)).flatten(0, 1)[source_N]
-            texts = self.sampler.source.text_at(batch.packed.row_id_BS.reshape(-1)[target_N])
-            parts["words"] = self._word_loss(F.normalize(predicted_ND[:, judged_dims(model.config.parts)], dim=-1), texts).mean()
+            predicted_ND = model.point(anchor_BSD, self._watched("words", state_BSH)).flatten(0, 1)[batch.source_N[batch.worded_N]]
+            predicted_ND = F.normalize(predicted_ND[:, judged_dims(model.config.parts)], dim=-1)
+            texts = self.sampler.source.text_at(batch.target_row_N[batch.worded_N.cpu().numpy()])
+            # One process of several may have none of them.
+            parts["words"] = self._word_loss(predicted_ND, texts).mean() if texts else 0 * predicted_ND.sum()
         if isinstance(model.sampler, EnergyHead | DenoisingHead):
             missing_ND = (target_ND - anchor_BSD.flatten(0, 1)[batch.source_N]) / model.normaliser.scale
             state_NH = self._watched("sampler", state_BSH).flatten(0, 1)[batch.source_N]
@@ -297,9 +354,9 @@ class Pretraining(Task):
             )
         if goals.denoise:
             rows = len(batch.masked_BS)
-            segments = self._tensor(batch.packed.segment_BS[:rows])
-            restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, segments, section_BS=batch.section_BS[:rows])
+            restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, batch.masked_segment_BS, section_BS=batch.section_BS[:rows])
             parts["denoise"] = objectives.denoise(restored_BSD, model.normaliser(batch.z_BSD[:rows]), batch.masked_BS)
+        parts = {name: value * batch.weights[_SHARED_BY.get(name, "others")] for name, value in parts.items()}
         total = torch.stack([getattr(goals, name) * value.float() for name, value in parts.items()]).sum()
         return total, parts, (anchor_BSD, state_BSH)
 
@@ -310,7 +367,8 @@ class Pretraining(Task):
         own_BSH, norm = state_BSH.view_as(state_BSH), torch.zeros((), device=state_BSH.device)
 
         def keep_norm(gradient_BSH: Tensor) -> None:
-            norm.copy_(gradient_BSH.float().norm())
+            # Each of W processes sees W times its part of the gradient: the whole one's norm is theirs over √W, where they are alike.
+            norm.copy_(gradient_BSH.float().norm() / math.sqrt(self.ranks.size))
 
         own_BSH.register_hook(keep_norm)
         self._gradients[f"gradient_{name}"] = norm
@@ -328,3 +386,7 @@ class Pretraining(Task):
             sentences += packed.n_sentences
             if sentences >= self.settings.data.eval_sentences:
                 return
+
+
+def _denoised_rows(rows: int, goals: ObjectiveSettings) -> int:
+    return max(1, round(rows * goals.denoise_rows))

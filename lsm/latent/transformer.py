@@ -27,6 +27,7 @@ from lsm.latent.normaliser import Normaliser
 from lsm.latent.positions import Positions, rotate
 from lsm.latent.settings import ModelSettings, RopeScaling
 from lsm.latent.space import Part, slices
+from lsm.training.parallel import whole
 
 FORMAT = 2
 _ROWS_AT_A_TIME = 64
@@ -261,7 +262,8 @@ class LatentTransformer(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.cpu().contiguous() for name, value in self.state_dict().items() if not name.startswith(_NOT_IN_MODEL_FILE)}
+        named = {name: value for name, value in self.state_dict().items() if not name.startswith(_NOT_IN_MODEL_FILE)}
+        state = {name: whole(value).cpu().contiguous() for name, value in named.items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         self.normaliser.save(folder)
         write_json(folder / "config.json", {"kind": "latent-transformer", "format": FORMAT} | to_dict(self.config))

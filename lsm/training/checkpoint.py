@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from lsm.config import to_dict, to_yaml
 from lsm.errors import UserError
-from lsm.files import DONE_MARKER, atomic_folder, atomic_write, fingerprint, read_json, sha256_file, write_json
+from lsm.files import DONE_MARKER, TEMPORARY_SUFFIX, atomic_folder, atomic_write, fingerprint, read_json, sha256_file, write_json
+from lsm.training.distributed import ALONE, Ranks
+from lsm.training.parallel import is_sharded
 from lsm.training.settings import TrainingSettings
 
+Tensors = dict[str, dict[str, Tensor]]
 Resume = Literal["auto", "never", "must"]
 FINAL = "final"
-_NO_PART_OF_THE_RESULT = ("save_every", "keep_checkpoints")
+_NO_PART_OF_THE_RESULT = ("save_every", "keep_checkpoints", "sharding", "checkpoint_activations", "compile")
 
 
 def open_run(out: Path, settings: TrainingSettings, inputs: dict[str, Any], *, seed: int, resume: Resume) -> None:
@@ -52,21 +59,37 @@ def open_run(out: Path, settings: TrainingSettings, inputs: dict[str, Any], *, s
     write_json(record, described)
 
 
-def save_checkpoint(out: Path, step: int, tensors: dict[str, dict[str, Tensor]], *, keep: int) -> Path:
-    """Write `step-00001000/` atomically, one safetensors file per entry of `tensors`, then delete all but the `keep` newest."""
+def save_checkpoint(out: Path, step: int, tensors: Tensors, *, keep: int, ranks: Ranks = ALONE) -> Path:
+    """Write `step-00001000/` atomically, one safetensors file per entry of `tensors`, then delete all but the `keep` newest.
+
+    With sharded tensors an entry becomes a folder, in which each process writes its own part (torch.distributed.checkpoint, as
+    safetensors: its default format would be unpickled when read).
+    """
     path = out / f"step-{step:08d}"
-    with atomic_folder(path) as folder:
+    sharded = any(is_sharded(value) for state in tensors.values() for value in state.values())
+    with atomic_folder(path) if ranks.is_first else nullcontext(path.with_name(path.name + TEMPORARY_SUFFIX)) as folder:
+        ranks.barrier()  # until the folder is there
         for name, state in tensors.items():
-            save_file(state, folder / f"{name}.safetensors")
-        write_json(folder / "state.json", {"step": step})
-        mark_done(folder)
-    for old in _checkpoints(out)[:-keep]:
-        shutil.rmtree(old)
+            if sharded:
+                writer = HuggingFaceStorageWriter(str(folder / name), save_distributed=True)
+                dcp.save(_flat_scalars(state), storage_writer=writer)
+            elif ranks.is_first:
+                save_file(state, folder / f"{name}.safetensors")
+        if ranks.is_first:
+            write_json(folder / "state.json", {"step": step})
+            mark_done(folder)
+    if ranks.is_first:
+        for old in _checkpoints(out)[:-keep]:
+            shutil.rmtree(old)
+    ranks.barrier()
     return path
 
 
-def load_checkpoint(path: Path) -> tuple[int, dict[str, dict[str, Tensor]]]:
-    """The step and the tensors that `save_checkpoint` wrote.
+def load_checkpoint(path: Path, places: Callable[[], Tensors]) -> tuple[int, Tensors]:
+    """The step and the tensors that `save_checkpoint` wrote, in whatever number of processes.
+
+    Args:
+        places: makes tensors that a sharded checkpoint is read into, each process its own part.
 
     Raises:
         UserError: a file differs from the sum recorded when it was written.
@@ -76,6 +99,10 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, dict[str, Tensor]]]:
         if not file.exists() or sha256_file(file) != recorded:
             raise UserError(f"checkpoint file {file} is damaged; delete {path} to resume from the checkpoint before it")
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    if not tensors:
+        tensors = places()
+        for name, state in tensors.items():
+            dcp.load(_flat_scalars(state), storage_reader=HuggingFaceStorageReader(str(path / name)), no_dist=True)
     return read_json(path / "state.json")["step"], tensors
 
 
@@ -88,6 +115,11 @@ def mark_done(folder: Path) -> None:
     """Write the marker with the sha256 of every file in `folder`; the last thing that happens to it."""
     sums = {str(file.relative_to(folder)): sha256_file(file) for file in sorted(folder.rglob("*")) if file.is_file()}
     write_json(folder / DONE_MARKER, {"sha256": sums})
+
+
+def _flat_scalars(state: dict[str, Tensor]) -> dict[str, Any]:
+    """The same memory with scalars as vectors of one element, whose places torch.distributed.checkpoint can name."""
+    return {name: value.view(1) if value.ndim == 0 else value for name, value in state.items()}
 
 
 def _checkpoints(out: Path) -> list[Path]:

@@ -34,6 +34,11 @@ class MetricsLog:
         for name, value in row.get("evaluation", row).items():
             self._board.add_scalar(f"{'evaluation' if 'evaluation' in row else 'train'}/{name}", value, step)
 
+    def write_speed(self, step: int, row: dict[str, Any]) -> None:
+        """Show throughput on tensorboard, which may have a clock in it."""
+        for name, value in row.items():
+            self._board.add_scalar(f"speed/{name}", value, step)
+
     def flush(self) -> None:
         """Bring everything to disk; to be called before a checkpoint that relies on it."""
         self._file.flush()
@@ -45,6 +50,25 @@ class MetricsLog:
         self.flush()
         self._file.close()
         self._board.close()
+
+
+class NoMetrics(MetricsLog):
+    """The diary of a process that does not write."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def write_speed(self, step: int, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

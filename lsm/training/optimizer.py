@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lsm.training.parallel import is_sharded, kept, local, sharded_like
 from lsm.training.settings import OptimizerSettings
 
 
@@ -18,13 +19,15 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the trained parameters and the buffers on the CPU: what a checkpoint holds of a module."""
+    """Copies of the trained parameters and the buffers on the CPU: what a checkpoint holds of a module. Sharded ones stay as they are."""
     frozen = {name for name, parameter in module.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
-    return {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items() if name not in frozen}
+    return {name: kept(value) for name, value in module.state_dict().items() if name not in frozen}
 
 
 def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Put back what `trained_state` gave."""
+    there = module.state_dict()
+    state = {name: sharded_like(there[name], value) if name in there else value for name, value in state.items()}
     missing, unexpected = module.load_state_dict(state, strict=False)
     frozen = {name for name, parameter in module.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     assert not unexpected and set(missing) <= frozen, f"checkpoint and module differ: missing {missing}, unexpected {unexpected}"
@@ -33,9 +36,11 @@ def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
 def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW in two groups: matrices are decayed, vectors and scalars (norms, biases, temperatures) are not."""
     parameters = list(trained_parameters(module).values())
+    vectors = [p for p in parameters if p.ndim < 2]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        # Sharded and whole tensors do not go through one kernel together.
+        *({"params": [p for p in vectors if is_sharded(p) == sharded], "weight_decay": 0.0} for sharded in (True, False)),
     ]
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=fused)
@@ -53,7 +58,7 @@ def learning_rate(step: int, steps: int, settings: OptimizerSettings) -> float:
 def optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """Optimizer state as flat tensors `<parameter name>|<moment>`."""
     return {
-        f"{name}|{key}": value.detach().cpu().clone()
+        f"{name}|{key}": kept(value)
         for name, parameter in trained_parameters(module).items()
         for key, value in optimizer.state[parameter].items()
     }
@@ -65,7 +70,16 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, st
     for flat_name, value in state.items():
         name, key = flat_name.rsplit("|", 1)
         # AdamW's step counter lives on the parameter's device only in the fused form on a GPU; there it follows the parameter too.
+        value = sharded_like(parameters[name], value) if value.shape == parameters[name].shape else value
         optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
+
+
+def empty_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Moments of zero for AdamW, in the places that a sharded checkpoint is read into."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            step = torch.zeros((), device=parameter.device)
+            optimizer.state[parameter] = {"step": step} | {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
 
 
 class AveragedWeights:
@@ -83,26 +97,28 @@ class AveragedWeights:
     def update(self, step: int) -> None:
         """Take in the weights after step `step` (1-based)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self._averages.values()), list(trained_parameters(self._module).values()), 1 - decay)
+        averages, now = self._averages.values(), trained_parameters(self._module).values()
+        torch._foreach_lerp_([local(value) for value in averages], [local(value) for value in now], 1 - decay)
 
     @contextmanager
     def applied(self) -> Generator[None, None, None]:
         """Within the block the module holds the averages."""
-        parameters = trained_parameters(self._module)
-        plain = {name: parameter.data for name, parameter in parameters.items()}
+        # Contents are swapped, not tensors: FSDP gathers from memory of its own.
+        held = [(local(parameter.data), local(self._averages[name])) for name, parameter in trained_parameters(self._module).items()]
+        plain = [here.clone() for here, _ in held]
         try:
-            for name, parameter in parameters.items():
-                parameter.data = self._averages[name]
+            for here, average in held:
+                here.copy_(average)
             yield
         finally:
-            for name, parameter in parameters.items():
-                parameter.data = plain[name]
+            for (here, _), before in zip(held, plain, strict=True):
+                here.copy_(before)
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the averages, by parameter name."""
-        return {name: value.detach().cpu().clone().contiguous() for name, value in self._averages.items()}
+        return {name: kept(value) for name, value in self._averages.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Put back what `state` gave."""
         for name, value in self._averages.items():
-            value.copy_(state[name])
+            value.copy_(sharded_like(value, state[name]))

@@ -8,6 +8,8 @@ from typing import Literal
 from lsm.config import STRICT
 from lsm.errors import UserError
 
+Sharding = Literal["ddp", "fsdp"]
+
 
 @dataclass(kw_only=True)
 class OptimizerSettings:
@@ -69,6 +71,13 @@ class TrainingSettings:
     """Newest checkpoints that are kept."""
     threads: int = 2
     """CPU threads; part of the settings because sums in another order differ in the last bit."""
+    sharding: Sharding = "ddp"
+    """What several processes (torchrun) hold: ddp = each all weights; fsdp = each a part of weights, moments and averages. A checkpoint
+    of either is resumed with the other, and by any number of processes."""
+    checkpoint_activations: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: a third more arithmetic, far less memory."""
+    compile: bool = False
+    """Compile the layers with torch.compile (on CUDA; elsewhere refused)."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     """AdamW and its schedule."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from lsm.training.distributed import ALONE, Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 class Task(Protocol):
-    """Something to train. Inherit from it explicitly: the last five methods then have defaults.
+    """Something to train. Inherit from it explicitly: `ranks` and the methods after `save_final` then have defaults.
 
     The loop never looks into a batch. All randomness must come from the batch's index (see `step_generator`) or from torch's global
     generator, which the loop seeds before each batch; so a resumed run repeats an unbroken one bit for bit.
@@ -21,6 +24,10 @@ class Task(Protocol):
 
     module: nn.Module
     """Holds every trained parameter, on its device; frozen parameters in it are neither saved nor averaged."""
+
+    ranks: Ranks = ALONE
+    """The processes that share each batch: where there are several, `loss` is this one's part of it, scaled so that the mean over the
+    processes is the loss of the whole batch."""
 
     def batch(self, index: int) -> Any:
         """Batch number `index` (0-based; `accumulate` of them make one step): a pure function of the index, on the module's device."""
@@ -54,6 +61,14 @@ class Task(Protocol):
         """Ids of what is in a batch, printed when its loss is not finite."""
         return "not described"
 
-    def units(self, batch: Any) -> tuple[int, str]:
-        """How much is in a batch, for the throughput: a number and its unit."""
-        return 1, "batches"
+    def units(self, batch: Any) -> dict[str, float]:
+        """How much is in a batch (of all processes), for the throughput: a number for each unit."""
+        return {"batches": 1}
+
+    def flops_per_step(self) -> float:
+        """Arithmetic of one optimizer step over all processes, for the share of the hardware's rate that is used; 0 = not known."""
+        return 0.0
+
+    def layers(self) -> Sequence[nn.Module]:
+        """The modules that make up most of the arithmetic: each is sharded, compiled and computed again as one."""
+        return ()
