@@ -165,6 +165,16 @@ class FrozenLM:
         output = self._body(inputs_embeds=inputs_BTH.to(self.dtype), past_key_values=cache, use_cache=True)
         return output.last_hidden_state[:, -1], output.past_key_values
 
+    def new_cache(self) -> Any:
+        """An empty cache for `read` and `step`: one that grows in place, where every layer attends to all that was read."""
+        config = self.model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+            return None
+        from lsm.lm.cache import growing_cache
+
+        return growing_cache()
+
     def logits(self, hidden_BH: Tensor, bias_BH: Tensor | None = None) -> Tensor:
         """float32 logits [B, V] of the next token; `bias_BH` is added to the hidden states."""
         if bias_BH is not None:

@@ -60,11 +60,11 @@ def generate_ids(
     texts: list[list[int]] = [[] for _ in range(len(prefix_BPH))]
     rows_A = torch.arange(len(prefix_BPH), device=prefix_BPH.device)
     spoken_AH = torch.zeros(len(prefix_BPH), lm.width, device=prefix_BPH.device)
+    written_AT = rows_A.new_empty(len(rows_A), 0)
     inputs = prefix_BPH.to(lm.dtype)
     if prompt_ids_T is not None:
         inputs = torch.cat([inputs, lm.embed(prompt_ids_T)[None].expand(len(inputs), -1, -1)], dim=1)
-    seen_AV = torch.zeros(len(inputs), len(lm.head_VH), dtype=torch.bool, device=inputs.device) if sampling.presence_penalty else None
-    cache = None
+    cache = lm.new_cache()
     for n_tokens in range(sampling.max_new_tokens):
         if not len(rows_A):
             break
@@ -73,8 +73,8 @@ def generate_ids(
         else:
             bias_AH = bias(spoken_AH, n_tokens, rows_A) if bias is not None else None
         logits_AV, cache = lm.step(inputs, cache, bias_AH)
-        if seen_AV is not None:
-            logits_AV -= sampling.presence_penalty * seen_AV
+        if sampling.presence_penalty:
+            logits_AV.scatter_(1, written_AT, logits_AV.gather(1, written_AT) - sampling.presence_penalty)
         if sampling.no_repeat_tokens:
             for place, row in enumerate(rows_A.tolist()):
                 logits_AV[place, repeating(texts[row], sampling.no_repeat_tokens)] = -torch.inf
@@ -85,15 +85,21 @@ def generate_ids(
             if going:
                 texts[row].append(token)
         if not going_A.all():
-            kept = going_A.nonzero().squeeze(1)
-            rows_A, chosen_A, spoken_AH = rows_A[kept], chosen_A[kept], spoken_AH[kept]
-            seen_AV = seen_AV[kept] if seen_AV is not None else None
+            kept = _moved_up(going_A)
+            rows_A, chosen_A, spoken_AH, written_AT = rows_A[kept], chosen_A[kept], spoken_AH[kept], written_AT[kept]
             cache.batch_select_indices(kept)
-        if seen_AV is not None:
-            seen_AV.scatter_(1, chosen_A[:, None], True)
+        written_AT = torch.cat([written_AT, chosen_A[:, None]], dim=1)
         inputs = lm.embed(chosen_A[:, None])
         spoken_AH = spoken_AH + inputs[:, 0].float()
     return texts
+
+
+def _moved_up(going_A: Tensor) -> Tensor:
+    """Places of the rows that go on, the last of them put where others have ended: few rows of a cache move."""
+    kept = torch.arange(int(going_A.sum()), device=going_A.device)
+    holes = (~going_A[: len(kept)]).nonzero().squeeze(1)
+    kept[holes] = len(kept) + going_A[len(kept) :].nonzero().squeeze(1)
+    return kept
 
 
 def repeating(ids: list[int], n: int) -> list[int]:
