@@ -5,8 +5,8 @@
 
 A document of HELD_OUT is read, `--n` sentences after it are planned and snapped, and the adapter turns each plan into a soft prefix.
 Both sides then write from the same prefixes, in one process on the same threads: the most probable token each time, no run of three tokens
-twice (HF: no_repeat_ngram_size) or no such rule (`--no-repeat 0`). The adapter's lexical lift and the presence penalty, which `generate` does
-not know, are off. Seconds are of the wall and of the CPU; the latter are not disturbed by what else runs on the machine.
+twice (HF: no_repeat_ngram_size) or no such rule (`--no-repeat 0`). The adapter's lexical lift and the presence penalty, which `generate`
+does not know, are off. Seconds are of the wall and of the CPU; the latter are not disturbed by what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lsm.latent.transformer import LatentTransformer
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.generation import Sampling, generate_ids
 from lsm.provenance import report as stamped
-from lsm.write.snap import Snapper
+from lsm.write.snap import Neighbours
 
 READ = 20
 
@@ -53,7 +53,7 @@ def main() -> None:
     corpus = Corpus.open(options.corpus)
     source = DecoderSource(encoder=corpus.encoder, index=options.index, adapter=options.adapter)
     decoder = source.prefix()
-    prefix_BPH, _ = decoder.conditions(plans(options.run, corpus, options.n, Snapper(source.store(), 16)))
+    prefix_BPH, _ = decoder.conditions(plans(options.run, corpus, options.n, Neighbours(source.store(), 16)))
     sampling = Sampling(max_new_tokens=options.max_new_tokens, no_repeat_tokens=options.no_repeat)
     begun = time.perf_counter()
     generate_ids(decoder.lm, prefix_BPH[:8], Sampling(max_new_tokens=4))  # the first pass prepares what later ones use again
@@ -82,15 +82,15 @@ def main() -> None:
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.out, stamped(results, seed=0, device="cpu", elapsed_seconds=time.perf_counter() - begun))
-        print({name: value for name, value in rows[-1].items()}, f"ours {rows[0]['cpu_seconds']:.1f} CPU s", flush=True)
+        print(rows[-1], f"ours {rows[0]['cpu_seconds']:.1f} CPU s", flush=True)
     print(f"{results['times_faster_cpu']:.2f} times as fast as generate at its best batch size, {results['best_batch_size']} (CPU seconds)")
 
 
-def plans(run: Path, corpus: Corpus, n: int, snap: Snapper) -> np.ndarray:
+def plans(run: Path, corpus: Corpus, n: int, snap: Neighbours) -> np.ndarray:
     """`n` snapped plans after the first sentences of the first document that has enough."""
     document = next(doc for doc in range(corpus.n_documents) if len(corpus.vectors(doc)) >= READ)
     z_SD = torch.from_numpy(unit(corpus.vectors(document)[:READ]))
-    return rollout(LatentTransformer.from_pretrained(run), z_SD, n, on_step=lambda step, z_D: snap(z_D)).numpy()
+    return rollout(LatentTransformer.from_pretrained(run), z_SD, n, on_step=lambda step, z_D, read_SD: snap(z_D, read_SD)).numpy()
 
 
 def timed(work: Callable[[], list[list[int]]]) -> tuple[list[list[int]], float, float]:
@@ -109,7 +109,8 @@ def hugging_face(lm: FrozenLM, prefix_BPH: Tensor, sampling: Sampling, batch_siz
     for part_BPH in prefix_BPH.split(batch_size):
         found_BT = lm.model.generate(
             inputs_embeds=part_BPH.to(lm.dtype), attention_mask=torch.ones(part_BPH.shape[:2], dtype=torch.int64), do_sample=False,
-            max_new_tokens=sampling.max_new_tokens, no_repeat_ngram_size=sampling.no_repeat_tokens or None, pad_token_id=end, eos_token_id=end,
+            max_new_tokens=sampling.max_new_tokens, no_repeat_ngram_size=sampling.no_repeat_tokens or None,
+            pad_token_id=end, eos_token_id=end,
         )  # fmt: skip
         rows += [ids[: ids.index(end)] if end in ids else ids for ids in found_BT.tolist()]
     lm.model.set_attn_implementation(before)

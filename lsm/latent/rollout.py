@@ -12,25 +12,37 @@ from torch import Tensor
 
 from lsm.latent.transformer import LatentTransformer
 
-OnStep = Callable[[int, Tensor], "Tensor | None"]
+Sampler = Callable[[Tensor], Tensor]
+"""Sentences read [S, D] → the vector [D] planned after them."""
+OnStep = Callable[[int, Tensor, Tensor], "Tensor | None"]
+"""on_step(step, z_D, read_SD) → the vector that takes the plan's place."""
 
 
 @torch.no_grad()
-def rollout(model: LatentTransformer, z_SD: Tensor, n: int, *, on_step: OnStep | None = None) -> Tensor:
-    """Predict `n` further vectors after the document `z_SD` (raw, at least one sentence): unit vectors [N, D].
+def rollout(model: LatentTransformer, z_SD: Tensor, n: int, *, sampler: Sampler | None = None, on_step: OnStep | None = None) -> Tensor:
+    """Plan `n` further vectors after the document `z_SD` (raw, one sentence or more): [N, D], unit vectors unless a sampler says otherwise.
 
-    `on_step(step, z_D)` sees each vector as it is planned. It may return the vector that takes its place in the document, such as the
-    re-encoding of the sentence written for it or a nudged plan; None keeps it. The context is short, so each step recomputes it: a
-    key-value cache would have to be dropped whenever the window moves.
+    The context is short, so each step recomputes it: a key-value cache would have to be dropped whenever the window moves.
+
+    Args:
+        sampler: draws the next vector; None takes the model's prediction.
+        on_step: sees each vector as it is planned, with what was read before it. It may return the vector that takes its place in the
+            document, such as the re-encoding of the sentence written for it or a nudged plan; None keeps it.
     """
     assert z_SD.ndim == 2 and len(z_SD) >= 1 and n >= 0, f"{tuple(z_SD.shape)} is not a document [S, {model.config.dim}]"
+    draw = sampler or predicted(model)
     read_SD = z_SD.to(model.mask_vector.device, torch.float32)[-model.context :]
     planned = []
     for step in range(n):
-        z_D = model.predict(read_SD[None])[0, -1]
-        replacement = on_step(step, z_D) if on_step else None
+        z_D = draw(read_SD)
+        replacement = on_step(step, z_D, read_SD) if on_step else None
         if replacement is not None:
-            z_D = replacement.to(z_D.device, torch.float32)
+            z_D = replacement.to(read_SD.device, torch.float32)
         planned.append(z_D)
         read_SD = torch.cat([read_SD, z_D[None]])[-model.context :]
     return torch.stack(planned) if planned else read_SD.new_empty(0, model.config.dim)
+
+
+def predicted(model: LatentTransformer) -> Sampler:
+    """The sampler that takes the model's prediction."""
+    return lambda read_SD: model.predict(read_SD[None])[0, -1]

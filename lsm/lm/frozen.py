@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lsm.errors import UserError
 from lsm.files import fingerprint
-from lsm.lm.generation import Bias, Sampling, generate_ids
+from lsm.lm.generation import Beside, Bias, Sampling, generate_ids
 from lsm.lm.loss import frozen_cross_entropy, frozen_mean
 from lsm.lm.tokens import STUB, ByteTokens, FolderTokens, Tokens, pad_ids
 from lsm.provenance import fast_dtype
@@ -194,9 +194,13 @@ class FrozenLM:
         bias: Bias | Tensor | None = None,
         prompt_ids_T: Tensor | None = None,
         seeds_B: Sequence[int] | None = None,
+        beside: Beside | None = None,
+        lift_BV: Tensor | None = None,
     ) -> list[str]:
         """Text after each soft prefix, stripped of outer whitespace; arguments as in `lsm.lm.generation.generate_ids`."""
-        rows = generate_ids(self, prefix_BPH, sampling or Sampling(), bias=bias, prompt_ids_T=prompt_ids_T, seeds_B=seeds_B)
+        rows = generate_ids(
+            self, prefix_BPH, sampling or Sampling(), bias=bias, prompt_ids_T=prompt_ids_T, seeds_B=seeds_B, beside=beside, lift_BV=lift_BV
+        )
         return [self.tokens.decode(row).strip() for row in rows]
 
     def hidden(self, inputs_BTH: Tensor, layer: int) -> Tensor:

@@ -37,6 +37,16 @@ class Sampling:
     """No run of this many tokens occurs twice in a row's text; 0 allows repetition."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """A second reading of the same LM: what stands before the text, without the prefix."""
+
+    ids_BT: Tensor
+    """Tokens int64, one row for each prefix; a single row [1, T] is shared and read once. T ≥ 1."""
+    weight: float
+    """λ of log p(x | prefix) + λ·log p(x | ids): a product of experts (Hinton 2002; DExperts, Liu et al. 2021, without the anti-expert)."""
+
+
 @torch.no_grad()
 def generate_ids(
     lm: FrozenLM,
@@ -46,6 +56,8 @@ def generate_ids(
     bias: Bias | Tensor | None = None,
     prompt_ids_T: Tensor | None = None,
     seeds_B: Sequence[int] | None = None,
+    beside: Beside | None = None,
+    lift_BV: Tensor | None = None,
 ) -> list[list[int]]:
     """Token ids of a continuation of each prefix, the end token left out.
 
@@ -54,6 +66,8 @@ def generate_ids(
         bias: [B, H], or a function of what has been written (see `Bias`).
         prompt_ids_T: tokens that every row reads after its prefix.
         seeds_B: of each row, so that what it draws depends on nothing beside it (see `row_seed`); needed when the temperature is above 0.
+        beside: a second context whose next-token probabilities are multiplied in; when a text ends is left to the first. Twice the work.
+        lift_BV: added to the logits at every step.
     """
     assert sampling.temperature == 0 or seeds_B is not None, "sampling needs seeds"
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_B] if sampling.temperature and seeds_B is not None else []
@@ -65,6 +79,7 @@ def generate_ids(
     if prompt_ids_T is not None:
         inputs = torch.cat([inputs, lm.embed(prompt_ids_T)[None].expand(len(inputs), -1, -1)], dim=1)
     cache = lm.new_cache()
+    reader = _Reader(lm, beside, len(rows_A)) if beside else None
     for n_tokens in range(sampling.max_new_tokens):
         if not len(rows_A):
             break
@@ -73,6 +88,10 @@ def generate_ids(
         else:
             bias_AH = bias(spoken_AH, n_tokens, rows_A) if bias is not None else None
         logits_AV, cache = lm.step(inputs, cache, bias_AH)
+        if lift_BV is not None:
+            logits_AV += lift_BV[rows_A]
+        if reader:
+            logits_AV = reader.joined(logits_AV)
         if sampling.presence_penalty:
             logits_AV.scatter_(1, written_AT, logits_AV.gather(1, written_AT) - sampling.presence_penalty)
         if sampling.no_repeat_tokens:
@@ -88,10 +107,42 @@ def generate_ids(
             kept = _moved_up(going_A)
             rows_A, chosen_A, spoken_AH, written_AT = rows_A[kept], chosen_A[kept], spoken_AH[kept], written_AT[kept]
             cache.batch_select_indices(kept)
+            if reader:
+                reader.keep(kept)
         written_AT = torch.cat([written_AT, chosen_A[:, None]], dim=1)
         inputs = lm.embed(chosen_A[:, None])
+        if reader:
+            reader.inputs = inputs
         spoken_AH = spoken_AH + inputs[:, 0].float()
     return texts
+
+
+class _Reader:
+    """The second reading's state: its cache and what it reads next."""
+
+    def __init__(self, lm: FrozenLM, beside: Beside, n_rows: int) -> None:
+        self.lm, self.weight, self.cache = lm, beside.weight, lm.new_cache()
+        self.inputs = lm.embed(beside.ids_BT.to(lm.device))
+        self._share = n_rows if len(self.inputs) == 1 else 0
+
+    def joined(self, logits_AV: Tensor) -> Tensor:
+        """log p of the next token under both, up to a constant; the end token keeps the probability that the first gives it."""
+        beside_AV, self.cache = self.lm.step(self.inputs, self.cache)
+        if self._share > 1:
+            self.cache.batch_repeat_interleave(self._share)
+        self._share = 0
+        end, log_AV = self.lm.tokens.end_id, torch.log_softmax(logits_AV, dim=-1)
+        log_end_A = log_AV[:, end].clone()
+        log_AV += self.weight * torch.log_softmax(beside_AV, dim=-1)
+        log_AV[:, end] = -torch.inf
+        going_on_A = torch.log1p(-log_end_A.exp().clamp(max=1 - 1e-6))
+        log_AV += (going_on_A - log_AV.logsumexp(-1))[:, None]
+        log_AV[:, end] = log_end_A
+        return log_AV
+
+    def keep(self, kept: Tensor) -> None:
+        """Go on with these rows only."""
+        self.cache.batch_select_indices(kept)
 
 
 def _moved_up(going_A: Tensor) -> Tensor:

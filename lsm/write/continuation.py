@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from lsm.decode.decoders import Decoder
+from lsm.decode.in_context import ReadsText
 from lsm.decode.vectors import Encode
-from lsm.latent.rollout import rollout
+from lsm.latent.rollout import Sampler, rollout
+from lsm.write.snap import Snap
 
 if TYPE_CHECKING:
     from lsm.latent.transformer import LatentTransformer
@@ -63,32 +65,37 @@ def continue_document(
     *,
     read: Sequence[str] = (),
     encode: Encode | None = None,
-    snap: Callable[[Tensor], Tensor] | None = None,
+    sampler: Sampler | None = None,
+    snap: Snap | None = None,
     rules: RepetitionRules | None = None,
+    block: int | None = None,
     seed: int = 0,
     on_sentence: Callable[[str], None] = lambda text: None,
 ) -> Continuation:
     """Write up to `n_sentences` after a document.
 
-    Without `encode` all vectors are planned first and worded in one batch; with it each written sentence is re-encoded and read before the
-    next is planned, so that the plan follows what the text says (slower: one decoder call a sentence).
+    Without `encode` all vectors are planned first and worded in one batch, or in blocks; with it each written sentence is re-encoded and
+    read before the next is planned, so that the plan follows what the text says (slower: one decoder call a sentence). A decoder that reads
+    the text so far (`lsm.decode.in_context`) sees what stands before each call: `read` alone in one batch, everything with `encode`.
 
     Args:
         z_SD: the document's sentence vectors, at least one.
         read: its sentences, which are not to be repeated.
         encode: the encoder of the run, to re-encode what is written.
-        snap: replaces each planned unit vector before it is worded and read on (`lsm.write.snap.Snapper`).
+        sampler: draws the plans; None takes the model's predictions.
+        snap: replaces each planned unit vector before it is worded and read on (see `lsm.write.snap`).
+        block: plans worded in one batch, when all are planned first; None words all of them in one.
         on_sentence: called with each sentence once it stands.
     """
     rules = rules or RepetitionRules()
     started = time.perf_counter()
     result = Continuation()
-    writer = _Writer(decoder, rules, {_key(text) for text in read}, result, seed, on_sentence)
+    writer = _Writer(decoder, rules, read, result, seed, on_sentence)
     recent = [_unit(torch.from_numpy(np.asarray(z_D, dtype=np.float32))) for z_D in z_SD[-rules.recent_sentences :]]
     plans: list[np.ndarray] = []
 
-    def on_step(step: int, z_D: Tensor) -> Tensor | None:
-        z_D = z_D.cpu() if snap is None else snap(z_D.cpu())
+    def on_step(step: int, z_D: Tensor, before_SD: Tensor) -> Tensor | None:
+        z_D = z_D.cpu() if snap is None else snap(z_D.cpu(), before_SD)
         turned_D = turn_away(z_D, recent[-rules.recent_sentences :], rules.largest_cosine, seed=seed + step)
         result.n_turned += turned_D is not None
         plan_D = z_D if turned_D is None else turned_D
@@ -101,10 +108,11 @@ def continue_document(
         recent.append(_unit(read_D))
         return read_D
 
-    rollout(model, torch.from_numpy(np.asarray(z_SD, dtype=np.float32)), n_sentences, on_step=on_step)
+    rollout(model, torch.from_numpy(np.asarray(z_SD, dtype=np.float32)), n_sentences, sampler=sampler, on_step=on_step)
     result.planned_ND = np.stack(plans) if plans else np.zeros((0, z_SD.shape[1]), dtype=np.float32)
-    if encode is None and plans:
-        writer.write(plans)
+    if encode is None:
+        for start in range(0, len(plans), block or len(plans)):
+            writer.write(plans[start : start + (block or len(plans))])
     result.seconds = time.perf_counter() - started
     return result
 
@@ -113,15 +121,24 @@ class _Writer:
     """Words plans in order; keeps what has been said."""
 
     def __init__(
-        self, decoder: Decoder, rules: RepetitionRules, said: set[str], result: Continuation, seed: int, on_sentence: Callable[[str], None]
+        self,
+        decoder: Decoder,
+        rules: RepetitionRules,
+        read: Sequence[str],
+        result: Continuation,
+        seed: int,
+        on_sentence: Callable[[str], None],
     ) -> None:
-        self.decoder, self.rules, self.said, self.result, self.seed, self.on_sentence = decoder, rules, said, result, seed, on_sentence
+        self.decoder, self.rules, self.read, self.result, self.seed, self.on_sentence = decoder, rules, read, result, seed, on_sentence
+        self.said = {_key(text) for text in read}
         self.stopped = False
         self._failed_in_a_row = self._n_seen = 0
 
     def write(self, plans: Sequence[np.ndarray]) -> list[str | None]:
         """The sentence for each plan, None where none was new; all first attempts in one batch."""
         z_ND = np.stack(plans)
+        if isinstance(self.decoder, ReadsText):
+            self.decoder.read([*self.read, *self.result.texts])
         return [self._settle(z_D, first) for z_D, first in zip(z_ND, self.decoder.decode(z_ND, seed=self.seed), strict=True)]
 
     def _settle(self, z_D: np.ndarray, first: str) -> str | None:
