@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lsm.errors import UserError
-from lsm.lm.frozen import FrozenLM
 from lsm.lm.cache import growing_cache
+from lsm.lm.frozen import FrozenLM
 from lsm.lm.generation import Beside, Sampling, _choose, generate_ids
 from lsm.lm.lora import attach_lora, detach_lora
 
