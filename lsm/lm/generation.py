@@ -16,6 +16,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
 
+_MOST_LIKELY = 2048
+"""Tokens among which those of `top_p` are looked for first."""
 Bias = Callable[[Tensor, int, Tensor], "Tensor | None"]
 """bias(spoken_AH, n_tokens, rows_A) → bias_AH added to the final hidden states: `spoken_AH` is the sum of the input embeddings of the
 `n_tokens` tokens written so far, `rows_A` says which rows of the batch are still being written."""
@@ -173,7 +175,10 @@ def _choose(logits_AV: Tensor, sampling: Sampling, drawn_A: Tensor | None) -> Te
     """The most probable tokens, or those at which the cumulative probability passes `drawn_A` (uniform in [0, 1))."""
     if drawn_A is None:
         return logits_AV.argmax(-1)
-    ordered_AV, order_AV = torch.softmax(logits_AV / sampling.temperature, dim=-1).sort(dim=-1, descending=True)
+    probability_AV = torch.softmax(logits_AV / sampling.temperature, dim=-1)
+    ordered_AV, order_AV = probability_AV.topk(min(_MOST_LIKELY, logits_AV.shape[-1]), dim=-1)
+    if sampling.top_p >= 1 or (ordered_AV.sum(-1) <= sampling.top_p).any():  # sorting all takes as long as the LM
+        ordered_AV, order_AV = probability_AV.sort(dim=-1, descending=True)
     if sampling.top_p < 1:
         beyond_AV = ordered_AV.cumsum(-1) - ordered_AV > sampling.top_p
         ordered_AV = ordered_AV.masked_fill(beyond_AV, 0)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from lsm.latent.transformer import LatentTransformer
 
 
+_ROUNDS = (1, 8)
+"""Candidates asked for in one round after the other, in units of `RepetitionRules.attempts`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RepetitionRules:
     """When a plan or a sentence counts as said before, and what is done about it."""
@@ -135,41 +139,54 @@ class _Writer:
         self._failed_in_a_row = self._n_seen = 0
 
     def write(self, plans: Sequence[np.ndarray]) -> list[str | None]:
-        """The sentence for each plan, None where none was new; all first attempts in one batch."""
-        z_ND = np.stack(plans)
+        """The sentence for each plan, None where none was new; first attempts in one batch, and further ones in few."""
         if isinstance(self.decoder, ReadsText):
             self.decoder.read([*self.read, *self.result.texts])
-        return [self._settle(z_D, first) for z_D, first in zip(z_ND, self.decoder.decode(z_ND, seed=self.seed), strict=True)]
+        z_ND = np.stack(plans)
+        offered = [[first] for first in self.decoder.decode(z_ND, seed=self.seed)]
+        tries = [list(_ROUNDS) for _ in plans]
+        while lacking := [n for n in self._failing(offered) if tries[n]]:
+            least = min(tries[n][0] for n in lacking)
+            asked, attempts = [n for n in lacking if tries[n][0] == least], least * self.rules.attempts
+            more = self.decoder.candidates(z_ND[asked], attempts, seed=self.seed + self._n_seen)
+            for n, others in zip(asked, more, strict=True):
+                offered[n] += others
+                tries[n] = tries[n][1:] if len(others) == attempts else []  # fewer: it has no more
+        return [self._settle(texts) for texts in offered]
 
-    def _settle(self, z_D: np.ndarray, first: str) -> str | None:
+    def _failing(self, offered: Sequence[Sequence[str]]) -> list[int]:
+        """Plans for which nothing new is offered, as far as the text would go."""
+        said, failing, in_a_row = set(self.said), [], self._failed_in_a_row
+        for n, texts in enumerate([] if self.stopped else offered):
+            text = next((text for text in texts if _key(text) and _key(text) not in said), None)
+            if text is None:
+                failing.append(n)
+                in_a_row += 1
+                if in_a_row >= self.rules.stop_after:
+                    break
+            else:
+                said.add(_key(text))
+                in_a_row = 0
+        return failing
+
+    def _settle(self, offered: Sequence[str]) -> str | None:
         number = self._n_seen
         self._n_seen += 1
         if self.stopped:
             return None
-        text = first if self._is_new(first) else None
-        if text is None:
-            text = self._another(z_D, self.seed + number)
-            self.result.n_reworded += text is not None
+        text = next((text for text in offered if self._is_new(text)), None)
         if text is None:
             self.result.n_left_out += 1
             self._failed_in_a_row += 1
             self.stopped = self._failed_in_a_row >= self.rules.stop_after
             return None
+        self.result.n_reworded += text != offered[0]
         self._failed_in_a_row = 0
         self.said.add(_key(text))
         self.result.texts.append(text)
         self.result.plan_of_text.append(number)
         self.on_sentence(text)
         return text
-
-    def _another(self, z_D: np.ndarray, seed: int) -> str | None:
-        """The first candidate that has not been said; more are asked for once, if the decoder may have more."""
-        for attempts in (self.rules.attempts, 8 * self.rules.attempts):
-            others = self.decoder.candidates(z_D[None], attempts, seed=seed)[0]
-            text = next((other for other in others if self._is_new(other)), None)
-            if text is not None or len(others) < attempts:
-                return text
-        return None
 
     def _is_new(self, text: str) -> bool:
         return bool(_key(text)) and _key(text) not in self.said
