@@ -149,7 +149,7 @@ def test_rollout_feeds_back_what_on_step_returns() -> None:
     replacement = vectors(1)[0]
     seen: list[int] = []
 
-    def replace(step: int, z_D: torch.Tensor) -> torch.Tensor | None:
+    def replace(step: int, z_D: torch.Tensor, read_SD: torch.Tensor) -> torch.Tensor | None:
         seen.append(step)
         return replacement if step == 0 else None
 
