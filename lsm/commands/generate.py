@@ -21,6 +21,8 @@ class Options(DecoderOptions):
     """File with the beginning of the document; - reads standard input."""
     sentences: int = 10
     """Sentences to write."""
+    end: bool = False
+    """End the document before that, where a plan looks like the last sentence of a stored one (with --index or --corpus)."""
     decoder: Literal["retrieval", "prefix", "inversion"] = "prefix"
     """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: best of several tries."""
     prompt_sentences: int | None = None
@@ -58,6 +60,7 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.provenance import choose_device
     from lsm.text.segment import segment
     from lsm.write.continuation import continue_document
+    from lsm.write.ending import Ending
     from lsm.write.snap import Denoiser, Neighbours, Words
 
     for name, value in (("--sentences", options.sentences), ("--prompt-sentences", options.prompt_sentences), ("--block", options.block)):
@@ -68,8 +71,9 @@ def run(options: Options) -> dict[str, Any]:
     for name, value in (("--context-weight", options.context_weight), ("--lift", options.lift)):
         if value < 0 or (value and options.decoder != "prefix"):
             raise UserError(f"{name} {value}: must be 0 or more, and is for --decoder prefix")
-    if options.lift and options.index is None and options.corpus is None:
-        raise UserError("--lift needs stored sentences: give --index FILE or --corpus DIR")
+    for name, value in (("--lift", options.lift), ("--end", options.end)):
+        if value and options.index is None and options.corpus is None:
+            raise UserError(f"{name} needs stored sentences: give --index FILE or --corpus DIR")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
     wanted = model.config.encoder
@@ -115,12 +119,12 @@ def run(options: Options) -> dict[str, Any]:
     )
     written = continue_document(
         model, encode(read), decoder, options.sentences, read=read, encode=encode if options.re_encode else None, seed=options.seed,
-        snap=snap, block=options.block,
+        snap=snap, block=options.block, ending=Ending.of(source.store()) if options.end else None,
         on_sentence=lambda sentence: print(" ".join(sentence.split()), flush=True),
     )  # fmt: skip
     say(
         f"{len(written.texts)} sentences in {duration(written.seconds)}; plans turned away from repetition {written.n_turned}, "
-        f"reworded {written.n_reworded}, left out {written.n_left_out}",
+        f"reworded {written.n_reworded}, left out {written.n_left_out}" + (", ended by the plan" if written.ended else ""),
         quiet=options.quiet,
     )
     document = lead + "".join(s.text + s.gap for s in sentences).rstrip() + "\n\n" + " ".join(written.texts) + "\n"
@@ -135,6 +139,7 @@ def run(options: Options) -> dict[str, Any]:
         "n_turned": written.n_turned,
         "n_reworded": written.n_reworded,
         "n_left_out": written.n_left_out,
+        "ended": written.ended,
         "snap_to": snap_to,
         "snap": options.snap if snap_to == "neighbours" else 0,
         "seconds": round(written.seconds, 3),

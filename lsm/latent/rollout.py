@@ -19,8 +19,16 @@ OnStep = Callable[[int, Tensor, Tensor], "Tensor | None"]
 
 
 @torch.no_grad()
-def rollout(model: LatentTransformer, z_SD: Tensor, n: int, *, sampler: Sampler | None = None, on_step: OnStep | None = None) -> Tensor:
-    """Plan `n` further vectors after the document `z_SD` (raw, one sentence or more): [N, D], unit vectors unless a sampler says otherwise.
+def rollout(
+    model: LatentTransformer,
+    z_SD: Tensor,
+    n: int,
+    *,
+    sampler: Sampler | None = None,
+    on_step: OnStep | None = None,
+    until: Callable[[Tensor], bool] | None = None,
+) -> Tensor:
+    """Plan up to `n` further vectors after the document `z_SD` (raw, not empty): [N, D], unit vectors unless a sampler says otherwise.
 
     The context is short, so each step recomputes it: a key-value cache would have to be dropped whenever the window moves.
 
@@ -28,6 +36,7 @@ def rollout(model: LatentTransformer, z_SD: Tensor, n: int, *, sampler: Sampler 
         sampler: draws the next vector; None takes the model's prediction.
         on_step: sees each vector as it is planned, with what was read before it. It may return the vector that takes its place in the
             document, such as the re-encoding of the sentence written for it or a nudged plan; None keeps it.
+        until: the vector for which it holds true is the last.
     """
     assert z_SD.ndim == 2 and len(z_SD) >= 1 and n >= 0, f"{tuple(z_SD.shape)} is not a document [S, {model.config.dim}]"
     draw = sampler or predicted(model)
@@ -39,6 +48,8 @@ def rollout(model: LatentTransformer, z_SD: Tensor, n: int, *, sampler: Sampler 
         if replacement is not None:
             z_D = replacement.to(read_SD.device, torch.float32)
         planned.append(z_D)
+        if until and until(z_D):
+            break
         read_SD = torch.cat([read_SD, z_D[None]])[-model.context :]
     return torch.stack(planned) if planned else read_SD.new_empty(0, model.config.dim)
 

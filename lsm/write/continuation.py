@@ -58,6 +58,8 @@ class Continuation:
     """Sentences for which a later candidate was taken because the first had been said."""
     n_left_out: int = 0
     """Plans for which every candidate had been said."""
+    ended: bool = False
+    """Whether the plan came to an end of its own, before all were planned."""
     seconds: float = 0.0
 
 
@@ -71,6 +73,7 @@ def continue_document(
     encode: Encode | None = None,
     sampler: Sampler | None = None,
     snap: Snap | None = None,
+    ending: Callable[[Tensor], bool] | None = None,
     rules: RepetitionRules | None = None,
     block: int | None = None,
     seed: int = 0,
@@ -88,6 +91,7 @@ def continue_document(
         encode: the encoder of the run, to re-encode what is written.
         sampler: draws the plans; None takes the model's predictions.
         snap: replaces each planned unit vector before it is worded and read on (see `lsm.write.snap`).
+        ending: whether a vector (planned, or read in its place) ends the document (`lsm.write.ending`); None goes on to `n_sentences`.
         block: plans worded in one batch, when all are planned first; None words all of them in one.
         on_sentence: called with each sentence once it stands.
     """
@@ -112,11 +116,13 @@ def continue_document(
         recent.append(_unit(read_D))
         return read_D
 
-    rollout(model, torch.from_numpy(np.asarray(z_SD, dtype=np.float32)), n_sentences, sampler=sampler, on_step=on_step)
+    rollout(model, torch.from_numpy(np.asarray(z_SD, dtype=np.float32)), n_sentences, sampler=sampler, on_step=on_step, until=ending)
     result.planned_ND = np.stack(plans) if plans else np.zeros((0, z_SD.shape[1]), dtype=np.float32)
+    result.ended = len(plans) < n_sentences
     if encode is None:
-        for start in range(0, len(plans), block or len(plans)):
-            writer.write(plans[start : start + (block or len(plans))])
+        size = block or max(1, len(plans))
+        for start in range(0, len(plans), size):
+            writer.write(plans[start : start + size])
     result.seconds = time.perf_counter() - started
     return result
 

@@ -1,4 +1,4 @@
-"""Wording in context: the text so far counts, most of all its end; near sentences lift their words; without either it is the prefix decoder."""
+"""Wording in context: the text so far counts, its end at least; near sentences lift their words; without both it is as before."""
 
 from __future__ import annotations
 

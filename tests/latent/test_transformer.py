@@ -157,6 +157,7 @@ def test_rollout_feeds_back_what_on_step_returns() -> None:
     assert seen == [0, 1, 2] and torch.equal(other[0], replacement)
     torch.testing.assert_close(other[1], made.predict(torch.cat([z_SD, replacement[None]])[None])[0, -1])
     assert rollout(made, z_SD, 0).shape == (0, DIM)
+    assert torch.equal(rollout(made, z_SD, 8, until=lambda z_D: torch.equal(z_D, planned[2])), planned[:3])
 
 
 def test_settings_are_checked() -> None:

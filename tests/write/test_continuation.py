@@ -117,6 +117,12 @@ def test_a_sampler_takes_the_models_place_and_snaps_see_what_was_read() -> None:
     assert written.texts == ["Word 2.", "Word 3.", "Word 4.", "Word 5."] and seen == [1, 2, 3, 4]
 
 
+def test_an_ending_ends_the_plan() -> None:
+    written = continue_document(LastVector(0.5), start(), Speaker(), 9, ending=lambda z_D: bool(z_D.argmax() == 2))
+    assert written.planned_ND is not None and 1 < len(written.planned_ND) < 9 and written.ended
+    assert written.planned_ND[-1].argmax() == 2 and all(z_D.argmax() != 2 for z_D in written.planned_ND[:-1])
+
+
 def test_said_sentences_are_worded_anew_together() -> None:
     """Five equal plans: the first keeps its wording, the others get theirs in one call for each round."""
 
@@ -199,7 +205,7 @@ def test_generate_snaps_and_reads_the_text_so_far(workshop: Path, run_cli: Calla
     result = run_cli(
         "generate", workshop / "run", "--prompt", workshop / "docs" / "03.txt", "--prompt-sentences", 4, "--sentences", 2, "--json", report,
         "--adapter", workshop / "adapter", "--index", workshop / "store", "--snap-to", snap_to, "--context-weight", 0.3, "--lift", 0.5,
-        "--block", 1,
+        "--block", 1, "--end",
     )  # fmt: skip
     assert result.code == 0, result.stderr
     assert f'"snap_to": "{snap_to}"' in report.read_text() and len(result.stdout.splitlines()) > 0
@@ -211,6 +217,7 @@ def test_generate_refuses_options_that_would_do_nothing(workshop: Path, run_cli:
         (("--snap", 0), "--snap-to none"),
         (("--context-weight", 0.3, "--decoder", "retrieval"), "is for --decoder prefix"),
         (("--lift", 1), "needs stored sentences"),
+        (("--end",), "needs stored sentences"),
         (("--block", 0), "at least 1"),
     ):
         common = ("generate", workshop / "run", "--prompt", workshop / "docs" / "03.txt", "--adapter", workshop / "adapter")
