@@ -175,6 +175,17 @@ class FrozenLM:
 
         return growing_cache()
 
+    @contextmanager
+    def fused_attention(self) -> Iterator[None]:
+        """While open, attention is SDPA, which is the faster one where no gradient is wanted."""
+        config = self.model.config.get_text_config()
+        before = config._attn_implementation
+        config._attn_implementation = "sdpa"
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
     def logits(self, hidden_BH: Tensor, bias_BH: Tensor | None = None) -> Tensor:
         """float32 logits [B, V] of the next token; `bias_BH` is added to the hidden states."""
         if bias_BH is not None:

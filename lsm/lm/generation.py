@@ -89,7 +89,8 @@ def generate_ids(
             bias_AH = bias[rows_A]
         else:
             bias_AH = bias(spoken_AH, n_tokens, rows_A) if bias is not None else None
-        logits_AV, cache = lm.step(inputs, cache, bias_AH)
+        with lm.fused_attention():
+            logits_AV, cache = lm.step(inputs, cache, bias_AH)
         if lift_BV is not None:
             logits_AV += lift_BV[rows_A]
         if reader:
@@ -129,7 +130,8 @@ class _Reader:
 
     def joined(self, logits_AV: Tensor) -> Tensor:
         """log p of the next token under both, up to a constant; the end token keeps the probability that the first gives it."""
-        beside_AV, self.cache = self.lm.step(self.inputs, self.cache)
+        with self.lm.fused_attention():
+            beside_AV, self.cache = self.lm.step(self.inputs, self.cache)
         if self._share > 1:
             self.cache.batch_repeat_interleave(self._share)
         self._share = 0
