@@ -33,8 +33,6 @@ from lsm.lm.generation import Bias, Sampling, generate_ids
 from lsm.provenance import report as stamped
 from lsm.write.snap import Neighbours
 
-READ = 20
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,6 +41,7 @@ def main() -> None:
     parser.add_argument("--index", type=Path, required=True, help="phrase store that plans are snapped to")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n", type=int, default=250)
+    parser.add_argument("--read", type=int, default=20, help="sentences read before the first plan")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--no-repeat", type=int, default=3)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 32, 250, 8, 1])
@@ -55,7 +54,7 @@ def main() -> None:
     corpus = Corpus.open(options.corpus)
     source = DecoderSource(encoder=corpus.encoder, index=options.index, adapter=options.adapter)
     decoder = source.prefix()
-    z_BD = plans(options.run, corpus, options.n, Neighbours(source.store(), 16))
+    z_BD = plans(options.run, corpus, options.read, options.n, Neighbours(source.store(), 16))
     prefix_BPH, bias = decoder.conditions(z_BD)
     sampling = Sampling(max_new_tokens=options.max_new_tokens, no_repeat_tokens=options.no_repeat)
     begun = time.perf_counter()
@@ -90,10 +89,10 @@ def main() -> None:
     print(f"{results['times_faster_cpu']:.2f} times as fast as generate at its best batch size, {results['best_batch_size']} (CPU seconds)")
 
 
-def plans(run: Path, corpus: Corpus, n: int, snap: Neighbours) -> np.ndarray:
+def plans(run: Path, corpus: Corpus, read: int, n: int, snap: Neighbours) -> np.ndarray:
     """`n` snapped plans after the first sentences of the first document that has enough."""
-    document = next(doc for doc in range(corpus.n_documents) if len(corpus.vectors(doc)) >= READ)
-    z_SD = torch.from_numpy(unit(corpus.vectors(document)[:READ]))
+    document = next(doc for doc in range(corpus.n_documents) if len(corpus.vectors(doc)) >= read)
+    z_SD = torch.from_numpy(unit(corpus.vectors(document)[:read]))
     return rollout(LatentTransformer.from_pretrained(run), z_SD, n, on_step=lambda step, z_D, read_SD: snap(z_D, read_SD)).numpy()
 
 

@@ -102,6 +102,7 @@ def run(options: Options) -> dict[str, Any]:
         assert isinstance(decoder, PrefixDecoder)
         store = source.store() if options.lift else None
         decoder = ContextDecoder(decoder, weight=options.context_weight, store=store, lift=options.lift)
+    ending = Ending.of(source.store()) if options.end else None
     snap_to = options.snap_to or ("neighbours" if options.decoder != "retrieval" and source.has_store else "none")
     if snap_to == "neighbours" and not source.has_store:
         raise UserError("--snap-to neighbours needs stored sentences: give --index FILE or --corpus DIR")
@@ -119,7 +120,7 @@ def run(options: Options) -> dict[str, Any]:
     )
     written = continue_document(
         model, encode(read), decoder, options.sentences, read=read, encode=encode if options.re_encode else None, seed=options.seed,
-        snap=snap, block=options.block, ending=Ending.of(source.store()) if options.end else None,
+        snap=snap, block=options.block, ending=ending,
         on_sentence=lambda sentence: print(" ".join(sentence.split()), flush=True),
     )  # fmt: skip
     say(

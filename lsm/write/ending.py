@@ -34,22 +34,26 @@ class Ending:
         """Fit on a store.
 
         Raises:
-            UserError: it holds fewer than ten documents.
+            UserError: it holds several sentences of fewer than ten documents.
         """
-        document_N = store.documents()
-        n_documents = int(document_N.max()) + 1
+        held_N = store.documents()
+        several_N = np.flatnonzero(np.bincount(held_N)[held_N] > 1)  # of the others only one sentence is held, which says nothing of ends
+        _, document_N = np.unique(held_N[several_N], return_inverse=True)
+        n_documents = int(document_N.max(initial=-1)) + 1
         if n_documents < _FEWEST_DOCUMENTS:
-            raise UserError(f"the phrase store holds {n_documents} documents, too few to learn how they end; at least {_FEWEST_DOCUMENTS}")
+            raise UserError(
+                f"the phrase store holds several sentences of {n_documents} documents, too few to learn how they end: at least "
+                f"{_FEWEST_DOCUMENTS}"
+            )
         last = np.zeros(len(document_N), dtype=bool)
         last[len(document_N) - 1 - np.unique(document_N[::-1], return_index=True)[1]] = True
         others = np.flatnonzero(~last)
-        drawn = np.random.default_rng(seed).permutation(others)[:_MOST_OTHERS]
-        rows = np.concatenate([np.flatnonzero(last), drawn])
-        z_ND, is_last_N, even_N = store.vectors(rows), last[rows], document_N[rows] % 2 == 0
+        rows = np.concatenate([np.flatnonzero(last), np.random.default_rng(seed).permutation(others)[:_MOST_OTHERS]])
+        z_ND, is_last_N, even_N = store.vectors(several_N[rows]), last[rows], document_N[rows] % 2 == 0
         unseen_N = np.zeros(len(rows))
         for half in (even_N, ~even_N):
             unseen_N[~half] = z_ND[~half] @ _fit(z_ND[half], is_last_N[half])
-        alarms = FALSE_ALARMS * n_documents / max(1, len(others))
+        alarms = FALSE_ALARMS * n_documents / len(others)
         return cls(_fit(z_ND, is_last_N), float(np.quantile(unseen_N[~is_last_N], 1 - min(1.0, alarms))))
 
     def score(self, z_ND: np.ndarray) -> np.ndarray:

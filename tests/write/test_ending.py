@@ -40,7 +40,7 @@ def test_last_sentences_are_told_from_others_of_unseen_documents(cells: bool) ->
 
 
 def test_a_store_of_few_documents_is_refused() -> None:
-    with pytest.raises(UserError, match="holds 9 documents"):
+    with pytest.raises(UserError, match="of 9 documents"):
         Ending.of(store(9))
 
 
