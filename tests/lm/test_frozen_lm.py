@@ -164,6 +164,17 @@ def test_draws_have_the_probabilities_asked_for() -> None:
     assert _choose(logits_AV, Sampling(temperature=1.0, top_p=0.01), drawn_A).eq(0).all()
 
 
+def test_looking_among_the_likeliest_first_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lsm.lm import generation
+
+    logits_AV = torch.randn(500, 40, generator=torch.Generator().manual_seed(0)) * 2
+    drawn_A, sampling = (torch.arange(500) + 0.5) / 500, Sampling(temperature=0.8, top_p=0.6)
+    wanted_A = _choose(logits_AV, sampling, drawn_A)
+    for most in (1, 12):  # too few for some rows, enough for all
+        monkeypatch.setattr(generation, "_MOST_LIKELY", most)
+        assert torch.equal(_choose(logits_AV, sampling, drawn_A), wanted_A)
+
+
 def test_spoken_sum_reaches_the_bias(lm: FrozenLM) -> None:
     sums: list[torch.Tensor] = []
 
