@@ -33,6 +33,8 @@ from lsm.write.snap import Denoiser, Neighbours, Snap, Words
 
 SMOOTHED = 10
 """Sentences over which curves are averaged."""
+_PARTS = 9
+"""Of the plan in the picture of its path: with what was read as many as there are colours."""
 
 
 def main() -> None:
@@ -110,7 +112,7 @@ def main() -> None:
         draw_path(np.concatenate([unit(z_SD), plan_ND]), len(read), path)
         images = (
             (curves, f"Means of {SMOOTHED} sentences: plan to the mean of what was read, plan to the one before, sentence to its plan."),
-            (path, "The plan's path in its first two principal components, by tenths; grey: what was read."),
+            (path, "The plan's path in its first two principal components, in parts of equal length."),
         )
         title = f"{document.title or document.doc_id}, continued"
         write_page(options.out, Page(title, prompt, lines, facts, images), footer="Written by lsm from its own plan of sentence vectors.")
@@ -135,13 +137,13 @@ def draw_path(z_ND: np.ndarray, n_read: int, path: Path) -> None:
     """The first two principal components of what was read and planned."""
     centred_ND = z_ND - z_ND.mean(0)
     xy_N2 = centred_ND @ np.linalg.svd(centred_ND, full_matrices=False)[2][:2].T
-    parts = np.array_split(np.arange(n_read, len(z_ND)), 10)
+    parts = np.array_split(np.arange(n_read, len(z_ND)), _PARTS)
     curves = {"read": (xy_N2[:n_read, 0].tolist(), xy_N2[:n_read, 1].tolist())}
     curves |= {f"{part[0] - n_read + 1}–{part[-1] - n_read + 1}": tuple(xy_N2[part].T.tolist()) for part in parts if len(part)}
     means = [xy_N2[part].mean(0).tolist() for part in parts if len(part)]
     panels = [
         Panel("each sentence", "first component", "second component", curves, points=True),
-        Panel("means of tenths", "first component", "second component", {"path": tuple(np.array(means).T.tolist())}),
+        Panel("means of the parts", "first component", "second component", {"path": tuple(np.array(means).T.tolist())}),
     ]
     plot_curves(panels, path, title="The plan's path")
 
