@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lsm.decode.learned_code_codec import LearnedCodec
     from lsm.encode.encoder import SentenceEncoder
     from lsm.latent.transformer import LatentTransformer
+    from lsm.write.snap import Snap
 
 
 @dataclass(kw_only=True)
@@ -28,6 +29,8 @@ class Options(DecoderOptions, SamplingOptions):
     """File with the beginning of the document; - reads standard input."""
     sentences: int = 10
     """Sentences to write."""
+    end: bool = False
+    """End the document before that, where a plan looks like the last sentence of a stored one (with --index or --corpus)."""
     decoder: Literal["retrieval", "prefix", "inversion", "learned"] = "prefix"
     """retrieval: nearest known sentence; prefix: LM with an adapter; inversion: best of several tries; learned: the learned code's own, for
     runs that plan one."""
@@ -35,8 +38,18 @@ class Options(DecoderOptions, SamplingOptions):
     """Folder of the learned code that the run plans (final/ of its run), when it is not the shipped one."""
     prompt_sentences: int | None = None
     """Read no more than the first so many sentences of the prompt."""
+    snap_to: Literal["none", "neighbours", "denoiser", "words"] | None = None
+    """What takes each plan's place before it is worded and read on. neighbours: the mean of its nearest stored sentences; denoiser:
+    halfway to what the model restores there; words: the encoding of its wording; None: neighbours where sentences are stored,
+    but for retrieval."""
     snap: int = 16
-    """Pull each plan onto its nearest so many sentences of --index or --corpus before it is worded (prefix, inversion); 0 = as planned."""
+    """Stored sentences in the mean of --snap-to neighbours."""
+    context_weight: float = 0.0
+    """Let the LM also go by the text so far, with this weight (prefix): each sentence takes twice the time."""
+    lift: float = 0.0
+    """Lift words that stored sentences near the plan hold, by so many times their log odds (prefix, with --index or --corpus)."""
+    block: int | None = None
+    """Word so many plans at once, so that with --context-weight the next ones read these; None: all at once, after the prompt."""
     re_encode: bool = False
     """Re-encode each written sentence and read it before planning the next."""
     encoder: str | None = None
@@ -50,6 +63,8 @@ def run(options: Options) -> dict[str, Any]:
     import numpy as np
 
     from lsm.corpus.format import encoder_line, same_space
+    from lsm.decode.decoders import PrefixDecoder
+    from lsm.decode.in_context import ContextDecoder
     from lsm.encode.encoder import encoder_info, load_encoder
     from lsm.errors import UserError
     from lsm.files import atomic_write, fingerprint
@@ -58,17 +73,28 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.provenance import choose_device
     from lsm.text.segment import segment
     from lsm.write.continuation import continue_document
+    from lsm.write.ending import Ending
     from lsm.write.parts import PlannedCode, SemanticPart, encode_parts, snap_semantic
-    from lsm.write.snap import Snapper
+    from lsm.write.snap import Denoiser, Neighbours, Words
 
-    for name, value in (("--sentences", options.sentences), ("--prompt-sentences", options.prompt_sentences)):
+    for name, value in (("--sentences", options.sentences), ("--prompt-sentences", options.prompt_sentences), ("--block", options.block)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1")
-    if options.snap < 0:
-        raise UserError(f"--snap {options.snap}: must be 0 or more")
+    if options.snap < 1:
+        raise UserError(f"--snap {options.snap}: must be at least 1; for plans as they are give --snap-to none")
+    for name, value in (("--context-weight", options.context_weight), ("--lift", options.lift)):
+        if value < 0 or (value and options.decoder != "prefix"):
+            raise UserError(f"{name} {value}: must be 0 or more, and is for --decoder prefix")
+    for name, value in (("--lift", options.lift), ("--end", options.end)):
+        if value and options.index is None and options.corpus is None:
+            raise UserError(f"{name} needs stored sentences: give --index FILE or --corpus DIR")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
     sampling = options.sampling(model)
+    if model.config.parts and (options.end or options.snap_to in ("denoiser", "words")):
+        raise UserError(
+            f"--end and --snap-to {options.snap_to or 'denoiser'} know semantic vectors alone; {options.model} also plans codes"
+        )
     wanted, parts = model.config.encoder, model.config.parts
     encoder_name = options.encoder or wanted["name"]
     encoder = load_encoder(encoder_name, device=options.device)
@@ -98,26 +124,41 @@ def run(options: Options) -> dict[str, Any]:
         decoder = PlannedCode(codec, parts)
     else:
         (decoder,) = source.load([options.decoder])
-        decoder = SemanticPart(decoder, parts) if parts else decoder
-    snapped = options.snap > 0 and options.decoder in ("prefix", "inversion") and source.has_store
-    snap = Snapper(source.store(), options.snap) if snapped else None
+    if options.context_weight or options.lift:
+        assert isinstance(decoder, PrefixDecoder)
+        store = source.store() if options.lift else None
+        decoder = ContextDecoder(decoder, weight=options.context_weight, store=store, lift=options.lift)
+    if parts and options.decoder != "learned":
+        decoder = SemanticPart(decoder, parts)
+    ending = Ending.of(source.store()) if options.end else None
+    snapped = options.decoder in ("prefix", "inversion") and source.has_store
+    snap_to = options.snap_to or ("neighbours" if snapped else "none")
+    if snap_to == "neighbours" and not source.has_store:
+        raise UserError("--snap-to neighbours needs stored sentences: give --index FILE or --corpus DIR")
+    snap: Snap | None = {
+        "none": lambda: None,
+        "neighbours": lambda: Neighbours(source.store(), options.snap),
+        "denoiser": lambda: Denoiser(model),
+        "words": lambda: Words(decoder, encode, seed=options.seed),
+    }[snap_to]()
+    if snap and parts:
+        snap = snap_semantic(snap, parts)
     say(
         f"reading {len(read)} sentences, planning {options.sentences}, wording them by {options.decoder} on {device} ({why})"
         + (", drawing each plan" if sampling else "")
         + (", re-encoding each" if options.re_encode else ", all in one batch")
-        + (f", plans snapped to {options.snap} stored sentences" if snapped else ""),
+        + {"none": "", "neighbours": f", plans snapped to {options.snap} stored sentences"}.get(snap_to, f", plans snapped to {snap_to}"),
         quiet=options.quiet,
     )
     written = continue_document(
         model, encode(read), decoder, options.sentences, read=read, section_S=np.array([sentence.section for sentence in sentences]),
         encode=encode if options.re_encode else None, seed=options.seed,
-        sampling=sampling,
-        snap=snap_semantic(snap, parts) if snap and parts else snap,
+        sampling=sampling, snap=snap, block=options.block, ending=ending,
         on_sentence=lambda sentence: print(" ".join(sentence.split()), flush=True),
     )  # fmt: skip
     say(
         f"{len(written.texts)} sentences in {duration(written.seconds)}; plans turned away from repetition {written.n_turned}, "
-        f"reworded {written.n_reworded}, left out {written.n_left_out}",
+        f"reworded {written.n_reworded}, left out {written.n_left_out}" + (", ended by the plan" if written.ended else ""),
         quiet=options.quiet,
     )
     document = lead + "".join(s.text + s.gap for s in sentences).rstrip() + "\n\n" + " ".join(written.texts) + "\n"
@@ -132,7 +173,9 @@ def run(options: Options) -> dict[str, Any]:
         "n_turned": written.n_turned,
         "n_reworded": written.n_reworded,
         "n_left_out": written.n_left_out,
-        "snap": options.snap if snapped else 0,
+        "ended": written.ended,
+        "snap_to": snap_to,
+        "snap": options.snap if snap_to == "neighbours" else 0,
         "seconds": round(written.seconds, 3),
     }
 

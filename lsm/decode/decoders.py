@@ -1,6 +1,6 @@
 """Vectors to text, three ways behind one verb: the nearest real sentence, a prefix-adapted LM, or the best of several tries.
 
-Shape letters: B vectors, D vector width, K candidates, F trunk width, H hidden width of the LM, A rows still being written.
+Shape letters: B vectors, D vector width, K candidates, F trunk width, H hidden width of the LM, A rows still being written, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lsm.decode.phrase_store import PhraseStore
 from lsm.decode.vectors import check_vectors
 from lsm.errors import UserError
 from lsm.lm.frozen import FrozenLM, same_lm
-from lsm.lm.generation import Bias, Sampling, row_seed
+from lsm.lm.generation import Beside, Bias, Sampling, row_seed
 from lsm.lm.lora import attach_lora, detach_lora, has_lora
 
 _ROWS_AT_ONCE = 128
@@ -112,6 +112,10 @@ class PrefixDecoder:
 
         return self.adapter.prefix(trunk_BF, self.lm).prefix_BPH, bias
 
+    def evidence(self, z_BD: np.ndarray) -> tuple[Beside | None, Tensor | None]:
+        """What bears on the words beside the vectors (see `generate_ids`): nothing here."""
+        return None, None
+
     @torch.inference_mode()
     def _write(self, z_BD: np.ndarray, sampling: Sampling, seed: int, *, samples: int = 1) -> list[str]:
         """One text for each row; `samples` equal rows stand one after the other, and draw differently."""
@@ -120,7 +124,9 @@ class PrefixDecoder:
         texts: list[str] = []
         for start in range(0, len(z_BD), _ROWS_AT_ONCE):
             prefix_BPH, bias = self.conditions(z_BD[start : start + _ROWS_AT_ONCE])
-            texts += self.lm.generate(prefix_BPH, sampling, bias=bias, seeds_B=seeds[start : start + _ROWS_AT_ONCE])
+            beside, lift_BV = self.evidence(z_BD[start : start + _ROWS_AT_ONCE])
+            own = seeds[start : start + _ROWS_AT_ONCE]
+            texts += self.lm.generate(prefix_BPH, sampling, bias=bias, seeds_B=own, beside=beside, lift_BV=lift_BV)
         return texts
 
 

@@ -130,6 +130,19 @@ class PhraseStore:
         """doc_id of the first document that holds the sentence of a row."""
         return self._texts["doc_id"][int(row)].as_py()
 
+    def documents(self) -> np.ndarray:
+        """Number of each row's document, counted from 0 in the order in which they are first held, int64 [N]."""
+        indices = self._texts["doc_id"].combine_chunks().dictionary_encode().indices
+        return indices.to_numpy().astype(np.int64)
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Unit vectors of rows, float32 [N, D]."""
+        import faiss
+
+        if isinstance(self._index, faiss.IndexIVF):
+            self._index.make_direct_map()
+        return unit(self._index.reconstruct_batch(np.ascontiguousarray(rows, dtype=np.int64)))
+
     def require_encoder(self, wanted: dict[str, Any], *, what: str = "phrase store") -> None:
         """Raise `UserError`, showing both fingerprints, unless the store lives in the vector space of `wanted`."""
         require_same_space(self.encoder, wanted, what=what)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lsm.errors import UserError
 from lsm.files import fingerprint
-from lsm.lm.generation import Bias, Sampling, generate_ids
+from lsm.lm.generation import Beside, Bias, Sampling, generate_ids
 from lsm.lm.loss import frozen_cross_entropy, frozen_mean
 from lsm.lm.tokens import STUB, ByteTokens, FolderTokens, Tokens, pad_ids
 from lsm.provenance import fast_dtype
@@ -165,6 +165,27 @@ class FrozenLM:
         output = self._body(inputs_embeds=inputs_BTH.to(self.dtype), past_key_values=cache, use_cache=True)
         return output.last_hidden_state[:, -1], output.past_key_values
 
+    def new_cache(self) -> Any:
+        """An empty cache for `read` and `step`: one that grows in place, where every layer attends to all that was read."""
+        config = self.model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+            return None
+        from lsm.lm.cache import growing_cache
+
+        return growing_cache()
+
+    @contextmanager
+    def fused_attention(self) -> Iterator[None]:
+        """While open, attention is SDPA, which is the faster one where no gradient is wanted."""
+        config = self.model.config.get_text_config()
+        before = config._attn_implementation
+        config._attn_implementation = "sdpa"
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
     def logits(self, hidden_BH: Tensor, bias_BH: Tensor | None = None) -> Tensor:
         """float32 logits [B, V] of the next token; `bias_BH` is added to the hidden states."""
         if bias_BH is not None:
@@ -184,9 +205,13 @@ class FrozenLM:
         bias: Bias | Tensor | None = None,
         prompt_ids_T: Tensor | None = None,
         seeds_B: Sequence[int] | None = None,
+        beside: Beside | None = None,
+        lift_BV: Tensor | None = None,
     ) -> list[str]:
         """Text after each soft prefix, stripped of outer whitespace; arguments as in `lsm.lm.generation.generate_ids`."""
-        rows = generate_ids(self, prefix_BPH, sampling or Sampling(), bias=bias, prompt_ids_T=prompt_ids_T, seeds_B=seeds_B)
+        rows = generate_ids(
+            self, prefix_BPH, sampling or Sampling(), bias=bias, prompt_ids_T=prompt_ids_T, seeds_B=seeds_B, beside=beside, lift_BV=lift_BV
+        )
         return [self.tokens.decode(row).strip() for row in rows]
 
     def hidden(self, inputs_BTH: Tensor, layer: int) -> Tensor:

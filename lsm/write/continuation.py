@@ -15,12 +15,18 @@ import torch
 from torch import Tensor
 
 from lsm.decode.decoders import Decoder
+from lsm.decode.in_context import ReadsText
 from lsm.decode.vectors import Encode
 from lsm.latent.heads import VectorSampling
 from lsm.latent.rollout import rollout
+from lsm.write.snap import Snap
 
 if TYPE_CHECKING:
     from lsm.latent.transformer import LatentTransformer
+
+
+_ROUNDS = (1, 8)
+"""Candidates asked for in one round after the other, in units of `RepetitionRules.attempts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,8 @@ class Continuation:
     """Sentences for which a later candidate was taken because the first had been said."""
     n_left_out: int = 0
     """Plans for which every candidate had been said."""
+    ended: bool = False
+    """Whether the plan came to an end of its own, before all were planned."""
     seconds: float = 0.0
 
 
@@ -65,35 +73,40 @@ def continue_document(
     read: Sequence[str] = (),
     section_S: np.ndarray | None = None,
     encode: Encode | None = None,
-    snap: Callable[[Tensor], Tensor] | None = None,
     sampling: VectorSampling | None = None,
+    snap: Snap | None = None,
+    ending: Callable[[Tensor], bool] | None = None,
     rules: RepetitionRules | None = None,
+    block: int | None = None,
     seed: int = 0,
     on_sentence: Callable[[str], None] = lambda text: None,
 ) -> Continuation:
     """Write up to `n_sentences` after a document.
 
-    Without `encode` all vectors are planned first and worded in one batch; with it each written sentence is re-encoded and read before the
-    next is planned, so that the plan follows what the text says (slower: one decoder call a sentence).
+    Without `encode` all vectors are planned first and worded in one batch, or in blocks; with it each written sentence is re-encoded and
+    read before the next is planned, so that the plan follows what the text says (slower: one decoder call a sentence). A decoder that reads
+    the text so far (`lsm.decode.in_context`) sees what stands before each call: `read` alone in one batch, everything with `encode`.
 
     Args:
         z_SD: the document's sentence vectors, at least one.
         read: its sentences, which are not to be repeated.
         section_S: number of each one's section; the last is taken to go on.
         encode: the encoder of the run, to re-encode what is written.
-        snap: replaces each planned unit vector before it is worded and read on (`lsm.write.snap.Snapper`).
         sampling: how the model draws its plans; None = those it expects.
+        snap: replaces each planned unit vector before it is worded and read on (see `lsm.write.snap`).
+        ending: whether a vector (planned, or read in its place) ends the document (`lsm.write.ending`); None goes on to `n_sentences`.
+        block: plans worded in one batch, when all are planned first; None words all of them in one.
         on_sentence: called with each sentence once it stands.
     """
     rules = rules or RepetitionRules()
     started = time.perf_counter()
     result = Continuation()
-    writer = _Writer(decoder, rules, {_key(text) for text in read}, result, seed, on_sentence)
+    writer = _Writer(decoder, rules, read, result, seed, on_sentence)
     recent = [_unit(torch.from_numpy(np.asarray(z_D, dtype=np.float32))) for z_D in z_SD[-rules.recent_sentences :]]
     plans: list[np.ndarray] = []
 
-    def on_step(step: int, z_D: Tensor) -> Tensor | None:
-        z_D = z_D.cpu() if snap is None else snap(z_D.cpu())
+    def on_step(step: int, z_D: Tensor, before_SD: Tensor) -> Tensor | None:
+        z_D = z_D.cpu() if snap is None else snap(z_D.cpu(), before_SD)
         turned_D = turn_away(z_D, recent[-rules.recent_sentences :], rules.largest_cosine, seed=seed + step)
         result.n_turned += turned_D is not None
         plan_D = z_D if turned_D is None else turned_D * z_D.norm()  # plans of several parts are longer than 1
@@ -108,10 +121,13 @@ def continue_document(
 
     sections = None if section_S is None else torch.from_numpy(section_S)
     begun_SD = torch.from_numpy(np.asarray(z_SD, dtype=np.float32))
-    rollout(model, begun_SD, n_sentences, section_S=sections, on_step=on_step, sampling=sampling)
+    rollout(model, begun_SD, n_sentences, section_S=sections, sampling=sampling, on_step=on_step, until=ending)
     result.planned_ND = np.stack(plans) if plans else np.zeros((0, z_SD.shape[1]), dtype=np.float32)
-    if encode is None and plans:
-        writer.write(plans)
+    result.ended = len(plans) < n_sentences
+    if encode is None:
+        size = block or max(1, len(plans))
+        for start in range(0, len(plans), size):
+            writer.write(plans[start : start + size])
     result.seconds = time.perf_counter() - started
     return result
 
@@ -120,46 +136,68 @@ class _Writer:
     """Words plans in order; keeps what has been said."""
 
     def __init__(
-        self, decoder: Decoder, rules: RepetitionRules, said: set[str], result: Continuation, seed: int, on_sentence: Callable[[str], None]
+        self,
+        decoder: Decoder,
+        rules: RepetitionRules,
+        read: Sequence[str],
+        result: Continuation,
+        seed: int,
+        on_sentence: Callable[[str], None],
     ) -> None:
-        self.decoder, self.rules, self.said, self.result, self.seed, self.on_sentence = decoder, rules, said, result, seed, on_sentence
+        self.decoder, self.rules, self.read, self.result, self.seed, self.on_sentence = decoder, rules, read, result, seed, on_sentence
+        self.said = {_key(text) for text in read}
         self.stopped = False
         self._failed_in_a_row = self._n_seen = 0
 
     def write(self, plans: Sequence[np.ndarray]) -> list[str | None]:
-        """The sentence for each plan, None where none was new; all first attempts in one batch."""
+        """The sentence for each plan, None where none was new; first attempts in one batch, and further ones in few."""
+        if isinstance(self.decoder, ReadsText):
+            self.decoder.read([*self.read, *self.result.texts])
         z_ND = np.stack(plans)
-        return [self._settle(z_D, first) for z_D, first in zip(z_ND, self.decoder.decode(z_ND, seed=self.seed), strict=True)]
+        offered = [[first] for first in self.decoder.decode(z_ND, seed=self.seed)]
+        tries = [list(_ROUNDS) for _ in plans]
+        while lacking := [n for n in self._failing(offered) if tries[n]]:
+            least = min(tries[n][0] for n in lacking)
+            asked, attempts = [n for n in lacking if tries[n][0] == least], least * self.rules.attempts
+            more = self.decoder.candidates(z_ND[asked], attempts, seed=self.seed + self._n_seen)
+            for n, others in zip(asked, more, strict=True):
+                offered[n] += others
+                tries[n] = tries[n][1:] if len(others) == attempts else []  # fewer: it has no more
+        return [self._settle(texts) for texts in offered]
 
-    def _settle(self, z_D: np.ndarray, first: str) -> str | None:
+    def _failing(self, offered: Sequence[Sequence[str]]) -> list[int]:
+        """Plans for which nothing new is offered, as far as the text would go."""
+        said, failing, in_a_row = set(self.said), [], self._failed_in_a_row
+        for n, texts in enumerate([] if self.stopped else offered):
+            text = next((text for text in texts if _key(text) and _key(text) not in said), None)
+            if text is None:
+                failing.append(n)
+                in_a_row += 1
+                if in_a_row >= self.rules.stop_after:
+                    break
+            else:
+                said.add(_key(text))
+                in_a_row = 0
+        return failing
+
+    def _settle(self, offered: Sequence[str]) -> str | None:
         number = self._n_seen
         self._n_seen += 1
         if self.stopped:
             return None
-        text = first if self._is_new(first) else None
-        if text is None:
-            text = self._another(z_D, self.seed + number)
-            self.result.n_reworded += text is not None
+        text = next((text for text in offered if self._is_new(text)), None)
         if text is None:
             self.result.n_left_out += 1
             self._failed_in_a_row += 1
             self.stopped = self._failed_in_a_row >= self.rules.stop_after
             return None
+        self.result.n_reworded += text != offered[0]
         self._failed_in_a_row = 0
         self.said.add(_key(text))
         self.result.texts.append(text)
         self.result.plan_of_text.append(number)
         self.on_sentence(text)
         return text
-
-    def _another(self, z_D: np.ndarray, seed: int) -> str | None:
-        """The first candidate that has not been said; more are asked for once, if the decoder may have more."""
-        for attempts in (self.rules.attempts, 8 * self.rules.attempts):
-            others = self.decoder.candidates(z_D[None], attempts, seed=seed)[0]
-            text = next((other for other in others if self._is_new(other)), None)
-            if text is not None or len(others) < attempts:
-                return text
-        return None
 
     def _is_new(self, text: str) -> bool:
         return bool(_key(text)) and _key(text) not in self.said

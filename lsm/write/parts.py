@@ -5,7 +5,7 @@ Shape letters: B sentences, D width of all parts, K dims of the learned code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,7 @@ from lsm.decode.learned_code import BOUND
 from lsm.decode.learned_code_codec import LearnedCodec, from_int8, to_int8
 from lsm.decode.vectors import Encode, unit
 from lsm.latent.space import Part, beside, slices
+from lsm.write.snap import Snap
 
 _JITTER = 0.3
 """Deviation of the noise on a code, whose dims have unit variance, that gives further attempts."""
@@ -67,13 +68,13 @@ class PlannedCode:
         return [list(dict.fromkeys(texts)) for texts in zip(*attempts, strict=True)]
 
 
-def snap_semantic(snap: Callable[[Tensor], Tensor], parts: Sequence[Part]) -> Callable[[Tensor], Tensor]:
+def snap_semantic(snap: Snap, parts: Sequence[Part]) -> Snap:
     """`snap` on the semantic part of a plan; its code stays."""
     where = slices(parts)["semantic"]
 
-    def snapped(plan_D: Tensor) -> Tensor:
+    def snapped(plan_D: Tensor, read_SD: Tensor) -> Tensor:
         plan_D = plan_D.clone()
-        plan_D[where] = snap(plan_D[where])
+        plan_D[where] = snap(plan_D[where], read_SD[:, where])
         return plan_D
 
     return snapped

@@ -150,7 +150,7 @@ def test_rollout_feeds_back_what_on_step_returns() -> None:
     replacement = vectors(1)[0]
     seen: list[int] = []
 
-    def replace(step: int, z_D: torch.Tensor) -> torch.Tensor | None:
+    def replace(step: int, z_D: torch.Tensor, read_SD: torch.Tensor) -> torch.Tensor | None:
         seen.append(step)
         return replacement if step == 0 else None
 
@@ -158,6 +158,7 @@ def test_rollout_feeds_back_what_on_step_returns() -> None:
     assert seen == [0, 1, 2] and torch.equal(other[0], replacement)
     torch.testing.assert_close(other[1], made.predict(torch.cat([z_SD, replacement[None]])[None])[0, -1])
     assert rollout(made, z_SD, 0).shape == (0, DIM)
+    assert torch.equal(rollout(made, z_SD, 8, until=lambda z_D: torch.equal(z_D, planned[2])), planned[:3])
 
 
 def test_settings_are_checked() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lsm.errors import UserError
+from lsm.lm.cache import growing_cache
 from lsm.lm.frozen import FrozenLM
-from lsm.lm.generation import Sampling, _choose, generate_ids
+from lsm.lm.generation import Beside, Sampling, _choose, generate_ids
 from lsm.lm.lora import attach_lora, detach_lora
 
 
@@ -63,6 +64,66 @@ def test_cached_steps_equal_one_pass(lm: FrozenLM) -> None:
     torch.testing.assert_close(in_two, whole, rtol=1e-4, atol=1e-4)
 
 
+def test_a_growing_cache_holds_what_a_plain_one_holds(lm: FrozenLM) -> None:
+    """Past its first buffer, with rows dropped, moved and repeated on the way."""
+    from transformers.cache_utils import DynamicCache
+
+    caches = [growing_cache(), DynamicCache(config=lm.model.config)]
+    steps = [None] * 20 + [torch.tensor([0, 3, 2])] + [None] * 30 + [torch.tensor([1, 1, 0, 2])] + [None] * 3
+    generator, rows = torch.Generator().manual_seed(0), 4
+    for select in steps:
+        ids_B1 = torch.randint(0, 256, (rows, 1), generator=generator)
+        plain, grown = (lm.step(lm.embed(ids_B1), cache)[0] for cache in reversed(caches))
+        torch.testing.assert_close(grown, plain, rtol=1e-5, atol=1e-5)
+        if select is not None:
+            rows = len(select)
+            for cache in caches:
+                cache.batch_select_indices(select)
+
+
+def test_greedy_texts_are_those_of_generate(lm: FrozenLM) -> None:
+    """Hugging Face's own loop from the same prefixes, with and without its n-gram rule."""
+    prefix_BPH, end = prefixes(6, lm) * 4, lm.tokens.end_id
+    for no_repeat in (0, 2):
+        sampling = Sampling(max_new_tokens=24, no_repeat_tokens=no_repeat)
+        found_BT = lm.model.generate(
+            inputs_embeds=prefix_BPH, attention_mask=torch.ones(prefix_BPH.shape[:2], dtype=torch.int64), do_sample=False,
+            max_new_tokens=24, no_repeat_ngram_size=no_repeat or None, eos_token_id=end, pad_token_id=end,
+        )  # fmt: skip
+        theirs = [row[: row.index(end)] if end in row else row for row in found_BT.tolist()]
+        assert generate_ids(lm, prefix_BPH, sampling) == theirs
+
+
+def test_two_readings_multiply_and_the_first_says_when_to_end(lm: FrozenLM) -> None:
+    prefix_BPH = prefixes(4, lm)
+    context_BT, _ = lm.tokenize(["what", "was ", "said", "once"])
+    first_BV, beside_BV = lm.step(prefix_BPH)[0].log_softmax(-1), lm.step(lm.embed(context_BT))[0].log_softmax(-1)
+    wanted_BV = first_BV + 2.0 * beside_BV
+    wanted_BV[:, lm.tokens.end_id] = -torch.inf
+    open_BV = wanted_BV.softmax(-1) * (1 - first_BV[:, [lm.tokens.end_id]].exp())
+    open_BV[:, lm.tokens.end_id] = first_BV[:, lm.tokens.end_id].exp()
+    once = Sampling(max_new_tokens=1)
+    rows = generate_ids(lm, prefix_BPH, once, beside=Beside(context_BT, 2.0))
+    assert rows == [[int(p.argmax())] for p in open_BV]
+    assert rows != generate_ids(lm, prefix_BPH, once), "the second reading makes a difference here"
+
+
+def test_a_shared_context_reads_as_one_for_each_row_and_weight_zero_as_none(lm: FrozenLM) -> None:
+    prefix_BPH, sampling = prefixes(5, lm), Sampling(max_new_tokens=12)
+    context_1T, _ = lm.tokenize(["the text so far"])
+    shared = generate_ids(lm, prefix_BPH, sampling, beside=Beside(context_1T, 0.7))
+    assert shared == generate_ids(lm, prefix_BPH, sampling, beside=Beside(context_1T.expand(5, -1), 0.7))
+    assert shared == [generate_ids(lm, row[None], sampling, beside=Beside(context_1T, 0.7))[0] for row in prefix_BPH]
+    assert generate_ids(lm, prefix_BPH, sampling, beside=Beside(context_1T, 0.0)) == generate_ids(lm, prefix_BPH, sampling) != shared
+
+
+def test_a_lift_makes_its_token_certain(lm: FrozenLM) -> None:
+    lift_BV = torch.zeros(3, len(lm.head_VH))
+    lift_BV[1, 77] = 1e4
+    rows = generate_ids(lm, prefixes(3, lm), Sampling(max_new_tokens=2, no_repeat_tokens=0), lift_BV=lift_BV)
+    assert rows[1] == [77, 77] and rows[0] != [77, 77] and rows[2] != [77, 77]
+
+
 def test_a_batch_writes_what_each_row_writes_alone(lm: FrozenLM) -> None:
     prefix_BPH = prefixes(5, lm)
     sampling = Sampling(max_new_tokens=16, presence_penalty=0.3)
@@ -101,6 +162,17 @@ def test_draws_have_the_probabilities_asked_for() -> None:
     cut = torch.bincount(_choose(logits_AV, Sampling(temperature=1.0, top_p=0.7), drawn_A), minlength=4)
     torch.testing.assert_close(cut / 1000, torch.tensor([2 / 3, 0, 0, 1 / 3]), atol=2e-3, rtol=0)
     assert _choose(logits_AV, Sampling(temperature=1.0, top_p=0.01), drawn_A).eq(0).all()
+
+
+def test_looking_among_the_likeliest_first_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lsm.lm import generation
+
+    logits_AV = torch.randn(500, 40, generator=torch.Generator().manual_seed(0)) * 2
+    drawn_A, sampling = (torch.arange(500) + 0.5) / 500, Sampling(temperature=0.8, top_p=0.6)
+    wanted_A = _choose(logits_AV, sampling, drawn_A)
+    for most in (1, 12):  # too few for some rows, enough for all
+        monkeypatch.setattr(generation, "_MOST_LIKELY", most)
+        assert torch.equal(_choose(logits_AV, sampling, drawn_A), wanted_A)
 
 
 def test_spoken_sum_reaches_the_bias(lm: FrozenLM) -> None:

@@ -84,6 +84,57 @@ def test_re_encoded_text_is_what_is_read_next() -> None:
         np.testing.assert_array_equal(vector.numpy(), encode([text])[0])
 
 
+class Reader(Speaker):
+    """Also keeps what it was given to read before each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: list[list[str]] = []
+
+    def read(self, texts: Sequence[str]) -> None:
+        self.before.append(list(texts))
+
+
+def test_blocks_read_what_was_written_before_them() -> None:
+    reader = Reader()
+    written = continue_document(LastVector(0.5), start(), reader, 5, read=["Before."], block=2)
+    assert reader.batches == [2, 2, 1]
+    assert reader.before == [["Before.", *written.texts[:n]] for n in (0, 2, 4)]
+    assert written.texts == continue_document(LastVector(0.5), start(), Speaker(), 5, read=["Before."]).texts
+
+
+def test_snaps_see_what_was_read_and_what_they_give_is_read_on() -> None:
+    seen: list[int] = []
+
+    def snap(plan_D: torch.Tensor, read_SD: torch.Tensor) -> torch.Tensor:
+        seen.append(len(read_SD))
+        return torch.roll(plan_D, 1)
+
+    written = continue_document(LastVector(0.0), start(), Speaker(), 4, snap=snap)
+    assert written.texts == ["Word 1.", "Word 2.", "Word 3.", "Word 4."] and seen == [1, 2, 3, 4]
+
+
+def test_an_ending_ends_the_plan() -> None:
+    written = continue_document(LastVector(0.5), start(), Speaker(), 9, ending=lambda z_D: bool(z_D.argmax() == 2))
+    assert written.planned_ND is not None and 1 < len(written.planned_ND) < 9 and written.ended
+    assert written.planned_ND[-1].argmax() == 2 and all(z_D.argmax() != 2 for z_D in written.planned_ND[:-1])
+
+
+def test_said_sentences_are_worded_anew_together() -> None:
+    """Five equal plans: the first keeps its wording, the others get theirs in one call for each round."""
+
+    class Counting(Speaker):
+        asked: list[int] = []  # noqa: RUF012
+
+        def candidates(self, z_BD: np.ndarray, k: int, *, seed: int = 0) -> list[list[str]]:
+            self.asked.append(len(z_BD))
+            return super().candidates(z_BD, k, seed=seed)
+
+    rules = RepetitionRules(largest_cosine=1.1, attempts=DIM, stop_after=9)
+    written = continue_document(LastVector(0.0), start(), Counting(), 5, rules=rules)
+    assert Counting.asked == [4] and len(set(written.texts)) == 5 and written.n_reworded == 4
+
+
 def test_turning_away_keeps_the_largest_cosine() -> None:
     recent = [torch.eye(DIM)[0], torch.eye(DIM)[1]]
     near = torch.nn.functional.normalize(torch.eye(DIM)[0] + 0.05 * torch.eye(DIM)[3], dim=0)
@@ -93,40 +144,6 @@ def test_turning_away_keeps_the_largest_cosine() -> None:
     same = turn_away(recent[0], recent, 0.9, seed=0)
     assert same is not None and float(same @ recent[0]) == pytest.approx(0.9, abs=1e-5)
     assert turn_away(torch.eye(DIM)[5], recent, 0.9, seed=0) is None and turn_away(near, [], 0.9, seed=0) is None
-
-
-DEEDS = [f"{deed} {place}" for deed in ("sleeps", "sings") for place in ("at home", "by the sea")]
-TEXT = " ".join(f"The {animal} {deed}." for animal in ("fox", "crow", "hare", "wolf") for deed in DEEDS)
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, its stub corpus, index, latent run and adapter, all made through the command line."""
-    from lsm.cli import main
-
-    folder = tmp_path_factory.mktemp("workshop")
-    docs = folder / "docs"
-    docs.mkdir()
-    words = TEXT.split(". ")
-    for number in range(12):
-        (docs / f"{number:02d}.txt").write_text(". ".join(words[number:] + words[:number]).replace("..", ".") + "\n")
-    latent = folder / "latent.yaml"
-    latent.write_text(
-        "steps: 2\nthreads: 1\neval_every: 2\nsave_every: 2\noptimizer: {warmup_steps: 1}\n"
-        "model: {hidden: 32, layers: 1, heads: 2, context: 16}\n"
-    )
-    commands: list[list[object]] = [
-        ["encode-corpus", docs, "--out", folder / "corpus", "--encoder", "stub", "--workers", 1, "--quiet"],
-        ["build-index", "--corpus", folder / "corpus", "--out", folder / "store", "--quiet"],
-        ["pretrain", "--corpus", folder / "corpus", "--out", folder / "run", "--config", latent, "--quiet"],
-        [
-            "train-decoder", "--corpus", folder / "corpus", "--out", folder / "adapter", "--quiet", "--threads", 1, "--steps", 10,
-            "--config", Path(__file__).parents[2] / "configs" / "decoder-tiny.yaml",
-        ],
-    ]  # fmt: skip
-    for command in commands:
-        assert main([str(part) for part in command]) == 0, command
-    return folder
 
 
 @pytest.mark.parametrize("decoder", ["retrieval", "prefix", "inversion"])
@@ -141,8 +158,35 @@ def test_generate_continues_a_file(workshop: Path, run_cli: Callable[..., Any], 
     assert out.read_text().startswith(prompt.read_text()[:40])
     if decoder == "retrieval":
         said = result.stdout.splitlines()
-        assert len(said) == 3 == len(set(said)) and all(text in TEXT for text in said)
+        assert len(said) == 3 == len(set(said)) and all(text in (workshop / "docs" / "00.txt").read_text() for text in said)
     assert '"n_prompt_sentences": 4' in report.read_text()
+
+
+@pytest.mark.parametrize("snap_to", ["none", "denoiser", "words"])
+def test_generate_snaps_and_reads_the_text_so_far(workshop: Path, run_cli: Callable[..., Any], tmp_path: Path, snap_to: str) -> None:
+    report = tmp_path / "report.json"
+    result = run_cli(
+        "generate", workshop / "run", "--prompt", workshop / "docs" / "03.txt", "--prompt-sentences", 4, "--sentences", 2, "--json", report,
+        "--adapter", workshop / "adapter", "--index", workshop / "store", "--snap-to", snap_to, "--context-weight", 0.3, "--lift", 0.5,
+        "--block", 1,
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    assert f'"snap_to": "{snap_to}"' in report.read_text() and len(result.stdout.splitlines()) > 0
+
+
+def test_generate_refuses_options_that_would_do_nothing(workshop: Path, run_cli: Callable[..., Any]) -> None:
+    for arguments, message in (
+        (("--snap-to", "neighbours"), "needs stored sentences"),
+        (("--snap", 0), "--snap-to none"),
+        (("--context-weight", 0.3, "--decoder", "retrieval"), "is for --decoder prefix"),
+        (("--lift", 1), "needs stored sentences"),
+        (("--end",), "needs stored sentences"),
+        (("--end", "--index", workshop / "store"), "too few to learn how they end"),
+        (("--block", 0), "at least 1"),
+    ):
+        common = ("generate", workshop / "run", "--prompt", workshop / "docs" / "03.txt", "--adapter", workshop / "adapter")
+        result = run_cli(*common, *arguments)
+        assert result.code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
 
 
 def test_generate_re_encodes_and_repeats_with_its_seed(workshop: Path, run_cli: Callable[..., Any]) -> None:
