@@ -74,7 +74,7 @@ def test_texts_are_read_as_a_corpus_keeps_them() -> None:
 
 def test_a_plan_is_snapped_in_its_semantic_part() -> None:
     plan_D = torch.arange(13.0)
-    snapped_D = snap_semantic(lambda z_D: -z_D, PARTS)(plan_D)
+    snapped_D = snap_semantic(lambda z_D, read_SD: -z_D + read_SD.sum(), PARTS)(plan_D, torch.zeros(2, 13))
     assert torch.equal(snapped_D[:4], -plan_D[:4]) and torch.equal(snapped_D[4:], plan_D[4:]) and plan_D[1] == 1
 
 
