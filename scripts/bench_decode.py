@@ -152,7 +152,7 @@ class Lift:
     def add(self, module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The lift on the hidden states that the output layer reads."""
         lift_BH = self.bias(self.spoken_BH, self.n_tokens, self.rows_B)
-        return inputs if lift_BH is None else (inputs[0] + lift_BH[:, None],)
+        return inputs if lift_BH is None else ((inputs[0].float() + lift_BH[:, None]).to(inputs[0].dtype),)
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> int:

@@ -7,7 +7,9 @@ The first `--documents` documents that have `--read` + `--sentences` sentences, 
     real                the document itself: the ceiling
     plan[+SNAP][+re-encode][+context]
                         plan-then-write; SNAP is neighbours, denoiser or words (see `lsm generate --snap-to`); with re-encode each
-                        sentence is encoded and read before the next is planned; with context the LM also reads the text so far
+                        sentence is encoded and read before the next is planned; with context the LM also reads the text so far,
+                        eight sentences at a time; no sentence is said twice (`RepetitionRules`), so that `said before` is 0 by rule;
+                        a run with a sampling head draws its plans
     retrieval           the nearest stored sentence of each plan
     lm-greedy, lm-sampled
                         the adapter's LM alone reads the text so far, as far as its window goes: `generate` with Hugging Face's
@@ -36,7 +38,8 @@ from lsm.decode.load import DecoderSource
 from lsm.decode.vectors import Encode, unit
 from lsm.encode.encoder import encoder_info, load_encoder
 from lsm.errors import UserError
-from lsm.files import atomic_write, fingerprint, read_json, write_json
+from lsm.files import atomic_write, fingerprint, read_json, sha256_file, write_json
+from lsm.latent.heads import VectorSampling
 from lsm.latent.transformer import LatentTransformer
 from lsm.lm.frozen import FrozenLM
 from lsm.progress import Progress, say
@@ -45,13 +48,17 @@ from lsm.report import tables
 from lsm.report.tables import Column
 from lsm.text.readers import iter_documents
 from lsm.text.segment import segment
+from lsm.training.loop import step_seed
 from lsm.write.continuation import continue_document
-from lsm.write.snap import Denoiser, Neighbours, Snap, Words
+from lsm.write.snap import SnapName, make_snap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEFAULT_SYSTEMS = "real,plan,plan+neighbours,plan+denoiser,plan+words,plan+neighbours+re-encode,retrieval,lm-greedy,lm-sampled"
+SNAPS: tuple[SnapName, ...] = ("neighbours", "denoiser", "words")
+BLOCK = 8
+"""Plans worded in one batch by a decoder that reads the text so far."""
 TOKENS_AT_ONCE = 64
 """Tokens that the LM alone writes between two looks at how many sentences it has."""
 COLUMNS = (
@@ -77,6 +84,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.folder = options, Path(options.out)
         self.model = LatentTransformer.from_pretrained(options.run)
+        if self.model.config.parts:
+            raise UserError(f"{options.run} plans learned codes too; this bench takes runs of semantic vectors")
         name = options.encoder or self.model.config.encoder["name"]
         self.encoder, fits = load_encoder(name, device="cpu"), encoder_info(name, device="cpu").fits
         self.source = DecoderSource(
@@ -107,6 +116,7 @@ class Bench:
         if not missing:
             return
         if system.startswith("lm-"):
+            missing = list(range(len(self.documents)))  # one batch, whose draws depend on all of it
             texts, seconds = self.alone(missing, sampled=system == "lm-sampled")
             for number, some in zip(missing, texts, strict=True):
                 self.store(system, number, some, None, seconds / len(missing))
@@ -127,17 +137,15 @@ class Bench:
         decoder: Decoder = RetrievalDecoder(self.source.store()) if system == "retrieval" else self.prefix
         if "context" in kinds:
             decoder = ContextDecoder(self.prefix)
-        snaps: dict[str, Callable[[], Snap]] = {
-            "neighbours": lambda: Neighbours(self.source.store(), self.options.snap),
-            "denoiser": lambda: Denoiser(self.model),
-            "words": lambda: Words(decoder, self.encode, seed=self.options.seed),
-        }
-        if kinds - {*snaps, "re-encode", "context"}:
-            raise UserError(f"--systems {system}: after plan come neighbours, denoiser, words, re-encode, context")
-        snap = next((make() for name, make in snaps.items() if name in kinds), None)
+        snap = make_snap(
+            next((name for name in SNAPS if name in kinds), "none"), model=self.model, decoder=decoder, encode=self.encode,
+            store=self.source.store, k=self.options.snap, seed=self.options.seed,
+        )  # fmt: skip
         read = self.read(number)
+        drawn = VectorSampling(seed=step_seed(self.options.seed, number)) if self.model.sampler is not None else None
         found = continue_document(
             self.model, self.encode(read), decoder, self.options.sentences, read=read, snap=snap, seed=self.options.seed,
+            sampling=drawn, block=BLOCK if "context" in kinds else None,
             encode=self.encode if "re-encode" in kinds else None,
         )  # fmt: skip
         assert found.planned_ND is not None
@@ -193,6 +201,18 @@ class Bench:
         return (read_json(self.path(system, number)) for number in range(len(self.documents)))
 
 
+def require_known(systems: Sequence[str]) -> None:
+    """Raise `UserError` for a system that is none."""
+    for system in systems:
+        first, *kinds = system.split("+")
+        known = first == "plan" or (not kinds and first in ("real", "retrieval", "lm-greedy", "lm-sampled"))
+        if not known or set(kinds) - {*SNAPS, "re-encode", "context"} or len(set(kinds) & set(SNAPS)) > 1:
+            raise UserError(
+                f"--systems {system}: no such system; there are real, retrieval, lm-greedy, lm-sampled and plan, after which may come "
+                "one of neighbours, denoiser, words, then re-encode, context"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run of lsm pretrain that plans")
@@ -214,6 +234,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     begun = time.perf_counter()
+    require_known(options.systems.split(","))
     bench = Bench(options)
     claim(options, bench)
     judge = FrozenLM.load(options.judge) if options.judge else None
@@ -257,7 +278,9 @@ def main() -> None:
 def claim(options: argparse.Namespace, bench: Bench) -> None:
     """Refuse a folder that holds texts of other settings."""
     settings = {name: getattr(options, name) for name in ("read", "sentences", "snap", "seed")} | {"documents": bench.ids}
-    settings |= {"run": str(options.run), "index": str(options.index), "adapter": bench.prefix.adapter.sha256()}
+    weights = next(path for path in (options.run / "model.safetensors", options.run / "final" / "model.safetensors") if path.exists())
+    settings |= {"run": sha256_file(weights), "index": sha256_file(options.index), "adapter": bench.prefix.adapter.sha256()}
+    settings |= {"encoder": bench.encoder.fingerprint(), "lm_tokens": options.lm_tokens}
     path, mine = options.out / "settings.json", fingerprint(settings)
     options.out.mkdir(parents=True, exist_ok=True)
     if path.exists() and (theirs := read_json(path)["fingerprint"]) != mine:
@@ -279,6 +302,9 @@ def write_markdown(bench: Bench, systems: Sequence[str], results: dict[str, Any]
     note = f"Likelihood under {results['judge']['name']}." if results["judge"] else "No LM judged."
     if results["judge"] and results["judge"]["is_the_writing_lm"]:
         note += " It is the LM that writes: its own likelihood is no judgement."
+    note += (
+        " Plans and retrieval never say a sentence twice, by rule, and the adapter repeats no three tokens; the LM alone has no such rule."
+    )
     parts = ["# Long documents", note, tables.markdown(results["rows"], columns), tables.markdown(results["drift"], DRIFT)]
     with atomic_write(bench.folder / "report.md", "w") as handle:
         handle.write("\n\n".join(parts) + "\n")

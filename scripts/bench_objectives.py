@@ -9,6 +9,7 @@ scoreboard a domain, so that differences to MSE alone are paired. DIR/objectives
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +21,8 @@ import torch
 import tyro
 
 from lsm.bench import cloze, evaluation, intervals
-from lsm.bench.controls import fit_controls
-from lsm.bench.evaluation import Judged, rows_predictor
+from lsm.bench.controls import fit_controls, sections_of
+from lsm.bench.evaluation import Documents, Judged, predictor_of, rows_predictor
 from lsm.bench.next_sentence import Predictor, measure
 from lsm.bench.parts import finished
 from lsm.commands.values import comma_separated, whole_numbers
@@ -29,7 +30,7 @@ from lsm.config import load_settings, settings_from, to_dict
 from lsm.corpus.reader import Corpus
 from lsm.encode.encoder import load_encoder
 from lsm.errors import UserError
-from lsm.files import atomic_write, write_json
+from lsm.files import atomic_write, sha256_file, write_json
 from lsm.latent.heads import VectorSampling
 from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
@@ -39,7 +40,7 @@ from lsm.provenance import choose_device, report
 from lsm.report import tables
 from lsm.training.loop import Trainer
 
-_OFF = {"mse": 0.0, "infonce": 0.0, "in_document": 0.0, "denoise": 0.0, "sampler": 0.0}
+_OFF = {"mse": 0.0, "infonce": 0.0, "in_document": 0.0, "denoise": 0.0, "sampler": 0.0, "words": 0.0}
 VARIANTS: dict[str, tuple[dict[str, float], str]] = {
     "mse": ({"mse": 1.0}, "none"),
     "infonce": ({"infonce": 1.0}, "none"),
@@ -106,6 +107,8 @@ def settings_of(variant: str, base: PretrainSettings) -> PretrainSettings:
 def train(options: Options, device: torch.device) -> dict[str, Path]:
     """Train what is not trained yet; label → run folder."""
     base, runs = load_settings(PretrainSettings, options.config), {}
+    if base.data.space != "semantic":
+        raise UserError(f"--config {options.config}: data.space {base.data.space}; the table compares objectives in the semantic space")
     variants, seeds = comma_separated(options.variants), whole_numbers(options.seeds, "--seeds")
     unknown = [variant for variant in variants if variant not in VARIANTS]
     if unknown:
@@ -121,19 +124,15 @@ def train(options: Options, device: torch.device) -> dict[str, Path]:
     return runs
 
 
-def predictors_of(runs: Mapping[str, Path], device: torch.device, temperature: float) -> dict[str, Predictor]:
+def predictors_of(runs: Mapping[str, Path], judged: Documents, device: torch.device, temperature: float) -> dict[str, Predictor]:
     """What each run expects, and one draw of those that draw."""
     found: dict[str, Predictor] = {}
-
-    def add(name: str, model: LatentTransformer, sampling: VectorSampling | None) -> None:
-        predict_rows = rows_predictor(model, sampling)
-        found[name] = lambda z_SD: predict_rows(z_SD[None])[0]
-
+    sections = sections_of(judged.vectors(), judged.sections())
     for label, run in runs.items():
         model = LatentTransformer.from_pretrained(run, device=device)
-        add(label, model, None)
+        found[label] = predictor_of(model, sections)
         if model.sampler is not None:
-            add(f"{label}, one sample", model, VectorSampling(temperature=temperature))
+            found[f"{label}, one sample"] = predictor_of(model, sections, VectorSampling(temperature=temperature))
     return found
 
 
@@ -144,7 +143,7 @@ def judge(options: Options, runs: Mapping[str, Path], domain: str, corpus: Corpu
     judged: Judged = evaluation.choose_documents(first, model, corpus, Corpus.open(options.train), limit=options.limit_documents)
     assert judged.train is not None
     controls = fit_controls(judged.train.vectors(), judged.train.parts(), note=say)
-    predictors = predictors_of(runs, device, options.temperature) | controls
+    predictors = predictors_of(runs, judged.held_out, device, options.temperature) | controls
     with Progress(domain, len(predictors), "predictors") as progress:
         board = measure(judged.held_out.vectors(), judged.held_out.parts(), predictors, advance=lambda name: progress.advance(1, name))
     rows = board.rows(resamples=options.resamples)
@@ -184,14 +183,21 @@ def main(options: Options) -> None:
     """Train, judge, and write the table."""
     device, why = choose_device(options.device)
     say(f"{device}: {why}")
-    domains = dict(pair.split("=", 1) for pair in options.judge)
+    domains = {name: Path(path) for name, _, path in (pair.partition("=") for pair in options.judge)}
+    if "cloze" in domains or not all(str(path) != "." for path in domains.values()):
+        raise UserError(f"--judge {' '.join(options.judge)}: give NAME=CORPUS, with a name other than cloze")
     corpora = {name: Corpus.open(path) for name, path in domains.items()}
     runs = train(options, device)
     asked: dict[str, Any] = {
         "train": Corpus.open(options.train).fingerprint,
         "config": to_dict(load_settings(PretrainSettings, options.config)),
     }
-    asked |= {"runs": list(runs), "limit_documents": options.limit_documents, "temperature": options.temperature}
+    asked |= {"runs": {label: [run.name, *VARIANTS[label.split(",")[0]]] for label, run in runs.items()}, "resamples": options.resamples}
+    asked |= {
+        "stories": sha256_file(options.cloze) if options.cloze else None,
+        "limit_documents": options.limit_documents,
+        "temperature": options.temperature,
+    }
     text = ["# Objectives", ""]
     boards: list[tuple[str, Sequence[tables.Column], dict[str, Any], Callable[[], dict[str, Any]]]] = [
         (name, COLUMNS, asked | {"judged": corpus.fingerprint}, partial(judge, options, runs, name, corpus, device))
@@ -211,4 +217,8 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except UserError as error:
+        print(f"bench_objectives: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from lsm.decode.load import DecoderSource
 from lsm.decode.vectors import unit
 from lsm.encode.encoder import encoder_info, load_encoder
 from lsm.errors import UserError
+from lsm.latent.heads import VectorSampling
 from lsm.latent.transformer import LatentTransformer
 from lsm.progress import duration, say
 from lsm.report.long_document import Line, Page, write_page
@@ -29,7 +29,7 @@ from lsm.report.plots import Panel, plot_curves
 from lsm.text.readers import iter_documents
 from lsm.text.segment import segment
 from lsm.write.continuation import continue_document
-from lsm.write.snap import Denoiser, Neighbours, Snap, Words
+from lsm.write.snap import make_snap
 
 SMOOTHED = 10
 """Sentences over which curves are averaged."""
@@ -59,6 +59,8 @@ def main() -> None:
         raise UserError("--snap-to neighbours needs --index FILE; or give --snap-to none")
 
     model = LatentTransformer.from_pretrained(options.run)
+    if model.config.parts:
+        raise UserError(f"{options.run} plans learned codes too; this page takes runs of semantic vectors")
     name = options.encoder or model.config.encoder["name"]
     encoder, fits = load_encoder(name, device="cpu"), encoder_info(name, device="cpu").fits
     document = next(iter_documents([options.prompt], limit=1))
@@ -74,16 +76,15 @@ def main() -> None:
     decoder: Decoder = source.prefix()
     if options.context_weight:
         decoder = ContextDecoder(source.prefix(), weight=options.context_weight)
-    snaps: dict[str, Callable[[], Snap | None]] = {
-        "none": lambda: None,
-        "neighbours": lambda: Neighbours(source.store(), options.snap),
-        "denoiser": lambda: Denoiser(model),
-        "words": lambda: Words(decoder, encode, seed=options.seed),
-    }
+    snap = make_snap(
+        options.snap_to, model=model, decoder=decoder, encode=encode, store=source.store if options.index else None, k=options.snap,
+        seed=options.seed,
+    )  # fmt: skip
+    drawn = VectorSampling(seed=options.seed) if model.sampler is not None else None
     say(f"reading {len(read)} sentences, planning {options.sentences}")
     z_SD = encode(read)
     written = continue_document(
-        model, z_SD, decoder, options.sentences, read=read, snap=snaps[options.snap_to](), seed=options.seed,
+        model, z_SD, decoder, options.sentences, read=read, snap=snap, sampling=drawn, seed=options.seed,
         encode=encode if options.re_encode else None,
     )  # fmt: skip
     if not written.texts or written.planned_ND is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,12 +44,12 @@ def run_apart(module: str, job: Path, *, threads: int, timeout_seconds: float) -
             process.kill()
         complaint.seek(0)
         words = complaint.read().decode("utf-8", "replace").strip()
-    if process.returncode < 0:
+    if process.returncode == -signal.SIGKILL:
         return f"{OUT_OF_MEMORY} (ended by signal {-process.returncode})"
     if process.returncode == 2:
         raise UserError(words.splitlines()[-1] if words else f"{module} ended with 2")
     if process.returncode:
-        raise RuntimeError(f"{module} failed:\n{words}")
+        raise RuntimeError(f"{module} failed ({process.returncode}):\n{words}")
     return None
 
 

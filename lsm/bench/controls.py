@@ -89,11 +89,11 @@ def other_documents_context(
 
     Asked about `documents` only, of which at least two must differ. The sections stay those of the document asked about.
     """
-    keys = [_key(z_SD) for z_SD in documents]
+    keys = [document_key(z_SD) for z_SD in documents]
     assert len(set(keys)) > 1, "one document has no other"
 
     def predict(z_SD: np.ndarray) -> np.ndarray:
-        own = keys.index(_key(z_SD))
+        own = keys.index(document_key(z_SD))
         other = next(k for k in (np.arange(own + 1, own + len(keys)) % len(keys)) if keys[k] != keys[own])
         other_SD = np.asarray(documents[other], dtype=np.float32)
         repeats = -(-len(z_SD) // len(other_SD))
@@ -111,24 +111,24 @@ def random_places(positions: int, minimum_context: int, seed: int) -> Places:
 
     def places(z_SD: np.ndarray) -> np.ndarray:
         every = np.arange(minimum_context - 1, len(z_SD) - 1)
-        return np.random.default_rng([seed, _key(z_SD)]).choice(every, size=min(positions, len(every)), replace=False)
+        return np.random.default_rng([seed, document_key(z_SD)]).choice(every, size=min(positions, len(every)), replace=False)
 
     return places
 
 
 def places_of(documents: Sequence[np.ndarray], document_Q: np.ndarray, position_Q: np.ndarray) -> Places:
     """The places of some queries on `documents`."""
-    keys = [_key(z_SD) for z_SD in documents]
+    keys = [document_key(z_SD) for z_SD in documents]
     places: dict[int, list[int]] = {}
     for g, s in zip(document_Q.tolist(), position_Q.tolist(), strict=True):
         places.setdefault(keys[g], []).append(s)
-    return lambda z_SD: np.unique(places.get(_key(z_SD), np.zeros(0, np.int64))).astype(np.int64)
+    return lambda z_SD: np.unique(places.get(document_key(z_SD), np.zeros(0, np.int64))).astype(np.int64)
 
 
 def sections_of(documents: Sequence[np.ndarray], sections: Sequence[np.ndarray]) -> Sections:
     """The sections of `documents`, each [S]."""
-    by_key = {_key(z_SD): section_S for z_SD, section_S in zip(documents, sections, strict=True)}
-    return lambda z_SD: by_key[_key(z_SD)]
+    by_key = {document_key(z_SD): section_S for z_SD, section_S in zip(documents, sections, strict=True)}
+    return lambda z_SD: by_key[document_key(z_SD)]
 
 
 def shuffled_order(
@@ -269,5 +269,6 @@ def _features(z_SD: np.ndarray) -> np.ndarray:
     return np.concatenate((z_SD, exponential_mean(0.7)(z_SD), running_mean(z_SD), ones_S1), axis=1).astype(np.float32)
 
 
-def _key(z_SD: np.ndarray) -> int:
+def document_key(z_SD: np.ndarray) -> int:
+    """A number that stands for a document's vectors."""
     return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(z_SD, dtype=np.float32).tobytes(), digest_size=8).digest(), "little")

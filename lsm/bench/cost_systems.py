@@ -103,7 +103,7 @@ def _latent_encoding_decoding(job: Job, device: torch.device) -> tuple[Run, Coun
     def count(text: Text) -> float:
         lengths = [len(ids) + 1 for ids in decoder.lm.tokens.encode(written)]
         prefix = decoder.conditions(encoder.encode(text.sentences[:1]).vectors)[0].shape[1]
-        writing = flops.writing_flops(decoder.lm, prefix, lengths)
+        writing = flops.writing_flops(decoder.lm, prefix, lengths) + flops.adapter_flops(decoder.adapter, decoder.lm, lengths)
         return count_before(text) + writing * len(text.sentences) / len(lengths)
 
     return run, count

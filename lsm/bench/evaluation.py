@@ -6,7 +6,7 @@ Letters: S sentences of a document, D vector width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lsm.bench.controls import (
     Places,
     PredictRows,
     Sections,
+    document_key,
     fit_controls,
     other_documents_context,
     places_of,
@@ -37,6 +38,7 @@ from lsm.latent.heads import VectorSampling
 from lsm.latent.space import Part, SpaceDocuments, judged_dims, require_space, slices
 from lsm.latent.trained_on import read_trained_on, text_key
 from lsm.latent.transformer import LatentTransformer
+from lsm.training.loop import step_seed
 
 MODEL = "model"
 SAMPLED = "model, one sample"
@@ -161,12 +163,10 @@ def evaluate(
 
     sections = sections_of(documents, judged.held_out.sections())
 
-    def predict(z_SD: np.ndarray, section_S: np.ndarray | None = None) -> np.ndarray:
-        return predict_rows(z_SD[None], (sections(z_SD) if section_S is None else section_S)[None])[0]
-
+    predict = predictor_of(model, sections)
     predictors = {
         MODEL: predict,
-        **({SAMPLED: lambda z_SD: rows_predictor(model, sampling)(z_SD[None])[0]} if sampling else {}),
+        **({SAMPLED: predictor_of(model, sections, sampling)} if sampling else {}),
         ORDER_SHUFFLED: shuffled_order(
             predict_rows,
             context=model.context,
@@ -183,14 +183,20 @@ def evaluate(
 
 
 def part_rows(
-    model: LatentTransformer, judged: Judged, *, minimum_context: int = 3, resamples: int = 1000, seed: int = 0
+    model: LatentTransformer,
+    judged: Judged,
+    *,
+    minimum_context: int = 3,
+    sampling: VectorSampling | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, list[dict[str, Any]]]:
     """What `evaluate` gives for the residual part and for all parts together, of a model that lives in several; empty for others."""
     places = slices(model.config.parts)
     if len(places) < 2:
         return {}
     boards = {
-        name: evaluate(model, judged, minimum_context=minimum_context, shuffled_positions=0, dims=dims, seed=seed)
+        name: evaluate(model, judged, minimum_context=minimum_context, shuffled_positions=0, sampling=sampling, dims=dims, seed=seed)
         for name, dims in {"residual": places["residual"], "all parts": slice(None)}.items()
     }
     return {name: board.rows(resamples=resamples, seed=seed) for name, board in boards.items()}
@@ -262,6 +268,20 @@ def rows_predictor(model: LatentTransformer, sampling: VectorSampling | None = N
         if not np.isfinite(predicted_BSD).all():
             raise UserError("the model predicts NaN or infinity; check it and the corpus with `lsm inspect --verify`, or train it again")
         return predicted_BSD
+
+    return predict
+
+
+def predictor_of(model: LatentTransformer, sections: Sections, sampling: VectorSampling | None = None) -> Callable[..., np.ndarray]:
+    """A latent transformer over documents; with `sampling` it draws, with noise of the document's own.
+
+    Args:
+        sections: as of `sections_of`; the predictor takes others as a second argument.
+    """
+
+    def predict(z_SD: np.ndarray, section_S: np.ndarray | None = None) -> np.ndarray:
+        own = replace(sampling, seed=step_seed(sampling.seed, document_key(z_SD) % 2**32)) if sampling else None
+        return rows_predictor(model, own)(z_SD[None], (sections(z_SD) if section_S is None else section_S)[None])[0]
 
     return predict
 

@@ -59,6 +59,15 @@ def writing_flops(lm: Any, prefix: int, n_tokens: Sequence[int]) -> float:
     return 2.0 * (body * positions + head * sum(n_tokens)) + 4.0 * lm.width * lm.n_layers * pairs
 
 
+def adapter_flops(adapter: Any, lm: Any, n_tokens: Sequence[int]) -> float:
+    """A prefix adapter (`lsm.decode.adapter.PrefixAdapter`) that conditions texts of so many tokens: its soft words meet the whole
+    vocabulary twice at every prefix position, its lexical head runs at every token."""
+    lexical = 0 if adapter.lexical_head is None else linear_weights(adapter.lexical_head)
+    once = linear_weights(adapter) - lexical
+    soft = 0 if adapter.word_head is None else 2 * lm.head_VH.numel() * adapter.settings.prefix_length
+    return 2.0 * ((once + soft) * len(n_tokens) + lexical * sum(n_tokens))
+
+
 def visible_pairs(n: int, window: int | None = None) -> float:
     """Pairs of n positions of which one sees the other or itself, causally and within the `window` last ones."""
     if window is None or window >= n:

@@ -30,7 +30,9 @@ def longer_windows(
     """
     require_long_enough(judged, farthest := max(*lengths, model.context))
     documents, parts, sections, places = far_places(judged, farthest, positions, seed)
-    scalings: list[RopeScaling | None] = [None, *(get_args(RopeScaling) if model.config.model.positions != "alibi" else ())]
+    shape = model.config.model
+    known: tuple[RopeScaling, ...] = get_args(RopeScaling) if shape.rope_scale == 1 else (shape.rope_scaling,)
+    scalings: list[RopeScaling | None] = [None, *(known if shape.positions != "alibi" else ())]
     ways = {MODEL: (model.context, None)} | {
         f"{n}, {scaling}": (n, scaling)
         for n, scaling in itertools.product(sorted(set(lengths)), scalings)

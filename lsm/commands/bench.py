@@ -81,7 +81,7 @@ def _cost(options: Options) -> dict[str, Any]:
 
 
 def _cost_bench(options: Options) -> tuple[Bench, str]:
-    """Everything that can be refused is refused here, before the first measurement."""
+    """What can be refused without loading a model is refused here, before the first measurement."""
     from lsm.bench.cost import Bench
     from lsm.bench.cost_text import read_text
     from lsm.decode.shipped import find_adapter

@@ -97,8 +97,8 @@ def run(options: Options) -> dict[str, Any]:
     if lengths and min(lengths) < 1:
         raise UserError(f"--context-curve {options.context_curve}: each number must be at least 1")
     windows = whole_numbers(options.context_lengths, "--context-lengths") if options.context_lengths else []
-    if windows and min(windows) < 1:
-        raise UserError(f"--context-lengths {options.context_lengths}: each number must be at least 1")
+    if windows and min(windows) < 2:
+        raise UserError(f"--context-lengths {options.context_lengths}: each number must be at least 2")
     if options.context is None and options.rope_scaling != "none":
         raise UserError(f"--rope-scaling {options.rope_scaling} needs --context N, the length to scale for")
     if options.cloze is None and (options.cloze_lm or options.cloze_stories):
@@ -150,7 +150,9 @@ def run(options: Options) -> dict[str, Any]:
     candidates = f"{rows[0]['n_candidates']:,} candidates, {rows[0]['n_documents']} documents, 95 % intervals over documents"
     tables.show(rows, tables.NEXT_SENTENCE, title=f"Next sentence ({candidates})")
     tables.show(compared, tables.DIFFERENCE, title="Paired differences (positive = the model is better)")
-    by_part = evaluation.part_rows(model, judged, minimum_context=options.minimum_context, resamples=options.resamples, seed=options.seed)
+    by_part = evaluation.part_rows(
+        model, judged, minimum_context=options.minimum_context, sampling=sampling, resamples=options.resamples, seed=options.seed
+    )
     for part, part_rows in by_part.items():
         tables.show(part_rows, tables.NEXT_SENTENCE, title=f"The same, judged by: {part} (the first table: by the semantic part)")
     chance = rows[0]["document_chance"]

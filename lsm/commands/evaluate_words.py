@@ -16,8 +16,8 @@ _EXAMPLES = 10
 def words_of(options: Options, model: LatentTransformer, judged: Judged) -> Callable[[], dict[str, Any]]:
     """Loads encoder, decoder and LM and chooses the places; called, it words, judges, prints, and gives rows and examples."""
     from lsm.bench import wording
-    from lsm.bench.controls import exponential_mean
-    from lsm.bench.evaluation import MODEL, SAMPLED, rows_predictor
+    from lsm.bench.controls import exponential_mean, sections_of
+    from lsm.bench.evaluation import MODEL, SAMPLED, predictor_of
     from lsm.commands.evaluate import encoder_of
     from lsm.decode.load import DecoderSource
     from lsm.latent.anchor import BEST_DECAY
@@ -33,11 +33,8 @@ def words_of(options: Options, model: LatentTransformer, judged: Judged) -> Call
         say(f"  the words are judged by the LM that writes them, {lm.name}: --wording-lm names another", quiet=options.quiet)
     places = wording.choose_places(judged.held_out, options.wording, minimum_context=options.minimum_context, seed=options.seed)
 
-    def predictor(sampling: Any) -> Callable[[Any], Any]:
-        return lambda z_SD: rows_predictor(model, sampling)(z_SD[None])[0]
-
-    drawn = options.sampling(model)
-    predictors = {MODEL: predictor(None)} | ({SAMPLED: predictor(drawn)} if drawn else {})
+    sections, drawn = sections_of(judged.held_out.vectors(), judged.held_out.sections()), options.sampling(model)
+    predictors = {MODEL: predictor_of(model, sections)} | ({SAMPLED: predictor_of(model, sections, drawn)} if drawn else {})
     predictors[f"exponential mean {BEST_DECAY}"] = exponential_mean(BEST_DECAY)
 
     def find() -> dict[str, Any]:

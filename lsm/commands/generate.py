@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lsm.decode.learned_code_codec import LearnedCodec
     from lsm.encode.encoder import SentenceEncoder
     from lsm.latent.transformer import LatentTransformer
-    from lsm.write.snap import Snap
 
 
 @dataclass(kw_only=True)
@@ -75,7 +74,7 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.write.continuation import continue_document
     from lsm.write.ending import Ending
     from lsm.write.parts import PlannedCode, SemanticPart, encode_parts, snap_semantic
-    from lsm.write.snap import Denoiser, Neighbours, Words
+    from lsm.write.snap import make_snap
 
     for name, value in (("--sentences", options.sentences), ("--prompt-sentences", options.prompt_sentences), ("--block", options.block)):
         if value is not None and value < 1:
@@ -83,18 +82,21 @@ def run(options: Options) -> dict[str, Any]:
     if options.snap < 1:
         raise UserError(f"--snap {options.snap}: must be at least 1; for plans as they are give --snap-to none")
     for name, value in (("--context-weight", options.context_weight), ("--lift", options.lift)):
-        if value < 0 or (value and options.decoder != "prefix"):
+        if not value >= 0 or (value and options.decoder != "prefix"):
             raise UserError(f"{name} {value}: must be 0 or more, and is for --decoder prefix")
+    if options.block is not None and options.re_encode:
+        raise UserError(
+            "--block words plans that were all made before, and --re-encode makes each after the last sentence: give one of them"
+        )
     for name, value in (("--lift", options.lift), ("--end", options.end)):
         if value and options.index is None and options.corpus is None:
             raise UserError(f"{name} needs stored sentences: give --index FILE or --corpus DIR")
     device, why = choose_device(options.device)
     model = LatentTransformer.from_pretrained(options.model, device=device)
     sampling = options.sampling(model)
-    if model.config.parts and (options.end or options.snap_to in ("denoiser", "words")):
-        raise UserError(
-            f"--end and --snap-to {options.snap_to or 'denoiser'} know semantic vectors alone; {options.model} also plans codes"
-        )
+    named = [part.name for part in model.config.parts]
+    if named and (options.end or options.snap_to in ("denoiser", "words") or (options.snap_to == "neighbours" and "semantic" not in named)):
+        raise UserError(f"--end and --snap-to {options.snap_to or 'denoiser'} know semantic vectors alone, and {options.model} plans codes")
     wanted, parts = model.config.encoder, model.config.parts
     encoder_name = options.encoder or wanted["name"]
     encoder = load_encoder(encoder_name, device=options.device)
@@ -126,27 +128,21 @@ def run(options: Options) -> dict[str, Any]:
         (decoder,) = source.load([options.decoder])
     if options.context_weight or options.lift:
         assert isinstance(decoder, PrefixDecoder)
-        store = source.store() if options.lift else None
-        decoder = ContextDecoder(decoder, weight=options.context_weight, store=store, lift=options.lift)
+        lifted = source.store() if options.lift else None
+        decoder = ContextDecoder(decoder, weight=options.context_weight, store=lifted, lift=options.lift)
     if parts and options.decoder != "learned":
         decoder = SemanticPart(decoder, parts)
     ending = Ending.of(source.store()) if options.end else None
     snapped = options.decoder in ("prefix", "inversion") and source.has_store
     snap_to = options.snap_to or ("neighbours" if snapped else "none")
-    if snap_to == "neighbours" and not source.has_store:
-        raise UserError("--snap-to neighbours needs stored sentences: give --index FILE or --corpus DIR")
-    snap: Snap | None = {
-        "none": lambda: None,
-        "neighbours": lambda: Neighbours(source.store(), options.snap),
-        "denoiser": lambda: Denoiser(model),
-        "words": lambda: Words(decoder, encode, seed=options.seed),
-    }[snap_to]()
+    store = source.store if source.has_store else None
+    snap = make_snap(snap_to, model=model, decoder=decoder, encode=encode, store=store, k=options.snap, seed=options.seed)
     if snap and parts:
         snap = snap_semantic(snap, parts)
     say(
         f"reading {len(read)} sentences, planning {options.sentences}, wording them by {options.decoder} on {device} ({why})"
         + (", drawing each plan" if sampling else "")
-        + (", re-encoding each" if options.re_encode else ", all in one batch")
+        + (", re-encoding each" if options.re_encode else f", {options.block} at a time" if options.block else ", all in one batch")
         + {"none": "", "neighbours": f", plans snapped to {options.snap} stored sentences"}.get(snap_to, f", plans snapped to {snap_to}"),
         quiet=options.quiet,
     )
@@ -202,7 +198,7 @@ def _codec(options: Options, model: LatentTransformer, encoder: SentenceEncoder,
     wanted = str((model.config.residual or {}).get("sha256"))
     if (found := code.fingerprint()["sha256"]) != wanted:
         raise UserError(f"the run plans codes of the learned code {wanted[:12]}, this is {found[:12]}; give that one with --learned-code")
-    lm = FrozenLM.load(code.home.adapter.lm["name"], device=device)
+    lm = FrozenLM.load(options.lm or code.home.adapter.lm["name"], device=device)
     return LearnedCodec(lm, code, getattr(encoder, "token_states", None))
 
 

@@ -28,12 +28,12 @@ def model_card(model: LatentTransformer, *, training: dict[str, Any] | None = No
         "and predicts the next one.",
         f"{parameters:,} parameters: {settings.layers} layers, width {settings.hidden}, {settings.heads} heads, "
         f"context {settings.context} sentences, positions `{settings.positions}`, anchor `{settings.anchor}`, "
-        f"normaliser `{settings.normaliser}`. Made by lsm {__version__}.",
+        f"normaliser `{settings.normaliser}`, sampling head `{settings.sampler}`. Made by lsm {__version__}.",
         "",
         "```python",
         "from lsm.latent.transformer import LatentTransformer",
         'model = LatentTransformer.from_pretrained("this folder")',
-        "next_BSD = model.predict(z_BSD)  # unit vectors: at each position the sentence after it",
+        "next_BSD = model.predict(z_BSD)  # each part of unit length: at each position the sentence after it",
         "```",
         "",
         "It understands vectors of this encoder only:",

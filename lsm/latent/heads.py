@@ -28,7 +28,7 @@ class VectorSampling:
     """How vectors are drawn from a head."""
 
     temperature: float = 1.0
-    """Scale of the noise that is fed in: 0 gives one vector always, 1 the distribution that was learned."""
+    """Scale of the noise that is fed in, or of what it changes (energy): 0 gives one vector always, 1 the distribution that was learned."""
     steps: int = 40
     """Steps from noise to a vector (flow, diffusion)."""
     guidance: float = 1.0
@@ -83,9 +83,10 @@ class EnergyHead(nn.Module):
         return energy_score(x_NMD, target_ND).mean() / math.sqrt(target_ND.shape[-1])
 
     def sample(self, state_NH: Tensor, sampling: VectorSampling, generator: torch.Generator) -> Tensor:
-        """One sample a position, [N, D]."""
-        noise_NE = _noise((len(state_NH), self.noise_dims), generator, state_NH.device) * sampling.temperature
-        return self.network(noise_NE, state_NH).float()
+        """One sample a position, [N, D]; a temperature other than 1 scales its difference from the mean of the samples."""
+        noise_NE = _noise((len(state_NH), self.noise_dims), generator, state_NH.device)
+        x_ND = self.network(noise_NE, state_NH).float()
+        return x_ND if sampling.temperature == 1 else torch.lerp(self.mean(state_NH), x_ND, sampling.temperature)
 
     def mean(self, state_NH: Tensor) -> Tensor:
         """The mean of 32 samples, [N, D], from the same draws of noise at every position and every call."""

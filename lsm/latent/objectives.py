@@ -77,6 +77,8 @@ def infonce(logits_NM: Tensor, blocked_NM: Tensor, *, focus: float = 0.0, own_N:
     hopeless ones stop pulling, which is what recall@k and the reciprocal rank reward.
     """
     own_N = torch.arange(len(logits_NM), device=logits_NM.device) if own_N is None else own_N
+    if not len(own_N):
+        return 0 * logits_NM.sum()  # the mean of nothing would be NaN
     surprise_N = F.cross_entropy(logits_NM.masked_fill(blocked_NM, _NEVER), own_N, reduction="none")
     if focus:
         return -torch.expm1(-focus * surprise_N).mean() / focus

@@ -137,6 +137,8 @@ class Pretraining(Task):
         config = LatentConfig(
             dim=dim, model=settings.model, encoder=encoder or {}, parts=list(parts), residual=residual,
             temperature=settings.objectives.temperature, point=settings.objectives.point,
+            restores=settings.objectives.denoise > 0,
+            guidable=settings.objectives.hide_state > 0,
         )  # fmt: skip
         torch.manual_seed(step_seed(seed, _MODEL_STREAM))
         self.model = LatentTransformer(config, normaliser).to(self.device)
@@ -242,11 +244,17 @@ class Pretraining(Task):
         return list(self.model.blocks)
 
     def flops_per_step(self) -> float:
-        """6 × weights × sentences for the passes (Kaplan et al. 2020), attention's products, and InfoNCE's."""
+        """6 × weights × sentences for the passes (Kaplan et al. 2020), attention's products, InfoNCE's, and each sample of an energy head;
+        the frozen LM of `words` is not counted."""
         settings = self.settings
+        samples = settings.objectives.energy_samples if settings.model.sampler == "energy" else 1
         sentences = self.sampler.rows * settings.model.context
         passes = 1 + (settings.objectives.denoise_rows if settings.objectives.denoise else 0)
-        weights = sum(p.numel() for p in self.model.parameters() if p.requires_grad and p.ndim >= 2)
+        weights = sum(
+            p.numel() * (samples if name.startswith("sampler.") else 1)
+            for name, p in self.model.named_parameters()
+            if p.requires_grad and p.ndim >= 2
+        )
         attention = 12 * settings.model.layers * settings.model.hidden * settings.model.context
         contrast = 6 * sentences**2 * self.model.config.dim if settings.objectives.contrasts else 0
         return settings.accumulate * (sentences * passes * (6 * weights + attention) + contrast)
@@ -361,14 +369,15 @@ class Pretraining(Task):
         return total, parts, (anchor_BSD, state_BSH)
 
     def _watched(self, name: str, state_BSH: Tensor) -> Tensor:
-        """The state under a name: the backward pass leaves the norm of what the objective sends back to it in `_gradients`."""
+        """The state under a name: the backward pass leaves in `_gradients` the norm of what the objective sends back through its head (not
+        through the anchor), for the loss of this batch with its weight. Both InfoNCE terms share one."""
         if not state_BSH.requires_grad:
             return state_BSH
         own_BSH, norm = state_BSH.view_as(state_BSH), torch.zeros((), device=state_BSH.device)
 
         def keep_norm(gradient_BSH: Tensor) -> None:
             # Each of W processes sees W times its part of the gradient: the whole one's norm is theirs over √W, where they are alike.
-            norm.copy_(gradient_BSH.float().norm() / math.sqrt(self.ranks.size))
+            norm.copy_(gradient_BSH.float().norm() * self.settings.accumulate / math.sqrt(self.ranks.size))
 
         own_BSH.register_hook(keep_norm)
         self._gradients[f"gradient_{name}"] = norm

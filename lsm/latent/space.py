@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from lsm.config import STRICT
 from lsm.corpus.reader import Corpus
@@ -106,6 +109,12 @@ def slices(parts: Sequence[Part]) -> dict[str, slice]:
     for part in parts:
         places[part.name] = slice(start, start := start + part.dim)
     return places
+
+
+def unit_parts(z: Tensor, parts: Sequence[Part]) -> Tensor:
+    """Vectors […, D] with each part of unit length; without parts the whole."""
+    places = slices(parts).values() or [slice(None)]
+    return torch.cat([F.normalize(z[..., place], dim=-1) for place in places], dim=-1)
 
 
 def judged_dims(parts: Sequence[Part]) -> slice:

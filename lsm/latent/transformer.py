@@ -26,7 +26,7 @@ from lsm.latent.heads import DenoisingHead, EnergyHead, VectorSampling, make_hea
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.positions import Positions, rotate
 from lsm.latent.settings import ModelSettings, RopeScaling
-from lsm.latent.space import Part, slices
+from lsm.latent.space import Part, unit_parts
 from lsm.training.parallel import whole
 
 FORMAT = 2
@@ -48,6 +48,10 @@ class LatentConfig:
     temperature: float = 0.05
     point: bool = True
     """Whether the head that predicts one vector was trained; where not, the mean of the sampling head stands in for it."""
+    guidable: bool = True
+    """Whether the sampling head learned to do without the context."""
+    restores: bool = True
+    """Whether hidden sentences were restored in training; where not, `restore` gives noise."""
 
 
 class Block(nn.Module):
@@ -126,6 +130,15 @@ class LatentTransformer(nn.Module):
     def widened(self, context: int, rope_scaling: RopeScaling | None = None) -> LatentTransformer:
         """This model, with the same weights, looking back on `context` sentences; `rope_scaling` fits rotary positions to them."""
         settings = replace(self.config.model, context=context)
+        if rope_scaling and settings.rope_scale != 1 and rope_scaling != settings.rope_scaling:
+            raise UserError(
+                f"the model was trained with {settings.rope_scaling} scaling of its rotary positions, not {rope_scaling}; take that"
+            )
+        if rope_scaling and (settings.positions == "alibi" or context <= self.context):
+            raise UserError(
+                f"scaling of rotary positions ({rope_scaling}) is for windows longer than the model's {self.context} sentences, and it has "
+                f"{settings.positions} positions; leave it out"
+            )
         if rope_scaling:
             scale = settings.rope_scale * max(1.0, context / self.context)
             settings = replace(settings, rope_scale=scale, rope_scaling=rope_scaling)
@@ -222,7 +235,7 @@ class LatentTransformer(nn.Module):
                     anchor_BSD[:, keep:], state_BSH[:, keep:], sampling, generator
                 )
         self.train(was_training)
-        return self._unit_parts(out_BSD)
+        return unit_parts(out_BSD, self.config.parts)
 
     @torch.no_grad()
     def predict_next(self, z_BSD: Tensor, *, section_BS: Tensor | None = None, sampling: VectorSampling | None = None) -> Tensor:
@@ -235,12 +248,7 @@ class LatentTransformer(nn.Module):
         generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
         next_BD = self.next_vectors(anchor_BSD[:, -1], state_BSH[:, -1], sampling, generator)
         self.train(was_training)
-        return self._unit_parts(next_BD)
-
-    def _unit_parts(self, z: Tensor) -> Tensor:
-        """Vectors […, D] with each part of unit length."""
-        places = slices(self.config.parts).values() or [slice(None)]
-        return torch.cat([F.normalize(z[..., place], dim=-1) for place in places], dim=-1)
+        return unit_parts(next_BD, self.config.parts)
 
     def next_vectors(
         self, anchor: Tensor, state: Tensor, sampling: VectorSampling | None = None, generator: torch.Generator | None = None

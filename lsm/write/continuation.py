@@ -19,6 +19,7 @@ from lsm.decode.in_context import ReadsText
 from lsm.decode.vectors import Encode
 from lsm.latent.heads import VectorSampling
 from lsm.latent.rollout import rollout
+from lsm.latent.space import unit_parts
 from lsm.write.snap import Snap
 
 if TYPE_CHECKING:
@@ -106,10 +107,12 @@ def continue_document(
     plans: list[np.ndarray] = []
 
     def on_step(step: int, z_D: Tensor, before_SD: Tensor) -> Tensor | None:
+        if encode is not None:
+            writer.look_back()  # before a snap that words the plan
         z_D = z_D.cpu() if snap is None else snap(z_D.cpu(), before_SD)
         turned_D = turn_away(z_D, recent[-rules.recent_sentences :], rules.largest_cosine, seed=seed + step)
         result.n_turned += turned_D is not None
-        plan_D = z_D if turned_D is None else turned_D * z_D.norm()  # plans of several parts are longer than 1
+        plan_D = z_D if turned_D is None else unit_parts(turned_D, model.config.parts)
         plans.append(plan_D.numpy())
         read_D = plan_D
         if encode is not None and not writer.stopped:
@@ -121,9 +124,14 @@ def continue_document(
 
     sections = None if section_S is None else torch.from_numpy(section_S)
     begun_SD = torch.from_numpy(np.asarray(z_SD, dtype=np.float32))
-    rollout(model, begun_SD, n_sentences, section_S=sections, sampling=sampling, on_step=on_step, until=ending)
+
+    def over(z_D: Tensor) -> bool:
+        return writer.stopped or (ending is not None and ending(z_D))
+
+    writer.look_back()
+    rollout(model, begun_SD, n_sentences, section_S=sections, sampling=sampling, on_step=on_step, until=over)
     result.planned_ND = np.stack(plans) if plans else np.zeros((0, z_SD.shape[1]), dtype=np.float32)
-    result.ended = len(plans) < n_sentences
+    result.ended = len(plans) < n_sentences and not writer.stopped
     if encode is None:
         size = block or max(1, len(plans))
         for start in range(0, len(plans), size):
@@ -151,8 +159,7 @@ class _Writer:
 
     def write(self, plans: Sequence[np.ndarray]) -> list[str | None]:
         """The sentence for each plan, None where none was new; first attempts in one batch, and further ones in few."""
-        if isinstance(self.decoder, ReadsText):
-            self.decoder.read([*self.read, *self.result.texts])
+        self.look_back()
         z_ND = np.stack(plans)
         offered = [[first] for first in self.decoder.decode(z_ND, seed=self.seed)]
         tries = [list(_ROUNDS) for _ in plans]
@@ -161,9 +168,15 @@ class _Writer:
             asked, attempts = [n for n in lacking if tries[n][0] == least], least * self.rules.attempts
             more = self.decoder.candidates(z_ND[asked], attempts, seed=self.seed + self._n_seen)
             for n, others in zip(asked, more, strict=True):
-                offered[n] += others
-                tries[n] = tries[n][1:] if len(others) == attempts else []  # fewer: it has no more
+                fresh = [text for text in others if text not in offered[n]]
+                offered[n] += fresh
+                tries[n] = tries[n][1:] if fresh else []  # it has no more
         return [self._settle(texts) for texts in offered]
+
+    def look_back(self) -> None:
+        """Let a decoder that reads the text so far read it."""
+        if isinstance(self.decoder, ReadsText):
+            self.decoder.read([*self.read, *self.result.texts])
 
     def _failing(self, offered: Sequence[Sequence[str]]) -> list[int]:
         """Plans for which nothing new is offered, as far as the text would go."""

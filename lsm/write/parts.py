@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from lsm.decode.decoders import Decoder
+from lsm.decode.in_context import ReadsText
 from lsm.decode.learned_code import BOUND
 from lsm.decode.learned_code_codec import LearnedCodec, from_int8, to_int8
 from lsm.decode.vectors import Encode, unit
@@ -33,6 +34,11 @@ class SemanticPart:
     def __init__(self, decoder: Decoder, parts: Sequence[Part]) -> None:
         self.decoder, self.where = decoder, slices(parts)["semantic"]
         self.name, self.encoder, self.encoder_calls_per_sentence = decoder.name, decoder.encoder, decoder.encoder_calls_per_sentence
+
+    def read(self, texts: Sequence[str]) -> None:
+        """The sentences before those that are worded next, for a decoder that reads them."""
+        if isinstance(self.decoder, ReadsText):
+            self.decoder.read(texts)
 
     def decode(self, z_BD: np.ndarray, *, seed: int = 0) -> list[str]:
         return self.decoder.decode(unit(z_BD[:, self.where]), seed=seed)

@@ -15,6 +15,7 @@ from torch import Tensor
 from lsm.decode.decoders import Decoder
 from lsm.decode.phrase_store import PhraseStore
 from lsm.decode.vectors import Encode
+from lsm.errors import UserError
 
 if TYPE_CHECKING:
     from lsm.latent.transformer import LatentTransformer
@@ -75,6 +76,39 @@ class Words:
         """The plan itself where nothing was written."""
         (text,) = self.decoder.decode(plan_D.numpy()[None], seed=self.seed)
         return _unit(torch.from_numpy(np.asarray(self.encode([text])[0], dtype=np.float32))) if text.strip() else plan_D
+
+
+def make_snap(
+    name: SnapName,
+    *,
+    model: LatentTransformer,
+    decoder: Decoder,
+    encode: Encode,
+    store: Callable[[], PhraseStore] | None,
+    k: int = 16,
+    seed: int = 0,
+) -> Snap | None:
+    """The snap of a name for plans of semantic vectors; None for `none`.
+
+    Args:
+        store: opens the stored sentences; None = there are none.
+
+    Raises:
+        UserError: neighbours without stored sentences, or a model that cannot denoise.
+    """
+    if name == "none":
+        return None
+    if name == "words":
+        return Words(decoder, encode, seed=seed)
+    if name == "neighbours":
+        if store is None:
+            raise UserError("snapping to neighbours needs stored sentences: give --index FILE or --corpus DIR")
+        return Neighbours(store(), k)
+    if not model.config.restores:
+        raise UserError("snapping by the denoiser needs a run that was trained with --objectives.denoise; this one was not")
+    if model.config.model.positions == "rope-2d":
+        raise UserError("snapping by the denoiser knows no sections, which this run's positions (rope-2d) go by; take another snap")
+    return Denoiser(model)
 
 
 def _unit(z_D: Tensor) -> Tensor:

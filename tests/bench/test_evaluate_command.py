@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
 from lsm.encode.encoder import load_encoder
 from lsm.files import write_json
+from lsm.latent.heads import VectorSampling
 from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import ModelSettings, PretrainSettings
 from lsm.latent.trained_on import read_trained_on
@@ -76,9 +78,34 @@ def test_a_model_with_a_sampling_head_is_judged_by_draws_too(run_cli: Callable, 
         found[temperature] = {row["predictor"]: row["cosine"] for row in results["rows"]}
         assert {row["way"] for row in results["drift"]} == {"model", evaluation.SAMPLED, "the document itself", "last vector kept"}
     assert found["0"]["model"] == found["1"]["model"] and found["0"][evaluation.SAMPLED] != found["1"][evaluation.SAMPLED]
-    for option in ("--temperature", "--guidance"):
-        outcome = run_cli(*asked, option, "-1")
-        assert outcome.code == 2 and f"{option} -1" in outcome.stderr
+    outcome = run_cli(*asked, "--temperature", "-1")
+    assert outcome.code == 2 and "--temperature -1" in outcome.stderr
+    outcome = run_cli(*asked, "--guidance", "2")
+    assert outcome.code == 2 and "energy head" in outcome.stderr
+
+
+def test_options_of_drawing_are_refused_without_a_head(run_cli: Callable, model_folder: Path, held_out_corpus: Path) -> None:
+    outcome = run_cli("evaluate", model_folder, "--corpus", held_out_corpus, "--temperature", "0.5")
+    assert outcome.code == 2 and "--temperature" in outcome.stderr and "no sampling head" in outcome.stderr
+
+
+def test_draws_differ_between_documents_and_follow_sections() -> None:
+    shape = ModelSettings(
+        context=8, hidden=16, layers=1, heads=2, positions="rope-2d", sampler="energy", sampler_width=16, sampler_blocks=1
+    )
+    torch.manual_seed(0)
+    model = LatentTransformer(LatentConfig(dim=12, model=shape, point=False))
+    torch.nn.init.normal_(model.blocks[0].get_submodule("attention_out").weight, std=0.5)  # ty: ignore[invalid-argument-type]
+    z_SD = np.random.default_rng(0).standard_normal((6, 12)).astype(np.float32)
+
+    def drawn(z_SD: np.ndarray, section_S: np.ndarray) -> np.ndarray:
+        return evaluation.predictor_of(model, lambda _: section_S, VectorSampling())(z_SD)
+
+    one = drawn(z_SD, np.zeros(6, dtype=np.int64))
+    np.testing.assert_array_equal(one, drawn(z_SD, np.zeros(6, dtype=np.int64)))
+    assert np.abs(one[-1] - drawn(z_SD, np.arange(6) // 2)[-1]).max() > 1e-4
+    # With another sentence behind, it is another document: noise of its own, even where what was read is the same.
+    assert np.abs(one[0] - drawn(np.concatenate([z_SD, z_SD[:1]]), np.zeros(7, dtype=np.int64))[0]).max() > 1e-4
 
 
 def test_without_training_corpus_nothing_is_fitted(run_cli: Callable, model_folder: Path, held_out_corpus: Path, tmp_path: Path) -> None:

@@ -70,6 +70,17 @@ def test_two_peaks_are_learned_not_their_mean(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_draws_spread_with_temperature(kind: str) -> None:
+    head, state = head_of(kind, dim=3, hidden=4), torch.randn(1, 4).expand(200, -1)
+    with torch.no_grad():
+        spreads = [
+            float(head.sample(state, VectorSampling(temperature=t, steps=5), torch.Generator().manual_seed(0)).std(0).mean())
+            for t in (0.0, 0.25, 0.5, 1.0)
+        ]
+    assert spreads[0] < 1e-5 and spreads == sorted(spreads) and spreads[1] < spreads[3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_temperature_zero_is_one_vector_and_seeds_decide(kind: str) -> None:
     head, state = head_of(kind, dim=3, hidden=4), torch.randn(6, 4)
     with torch.no_grad():

@@ -94,6 +94,14 @@ def test_temperature_is_bounded_and_learned() -> None:
     assert log_temperature.grad is not None and log_temperature.grad != 0
 
 
+def test_the_loss_of_no_query_is_nothing() -> None:
+    logits = torch.zeros(0, 3, requires_grad=True)
+    for focus in (0.0, 0.5):
+        assert (
+            float(infonce(logits, torch.zeros(0, 3, dtype=torch.bool), focus=focus, own_N=torch.zeros(0, dtype=torch.int64)).detach()) == 0
+        )
+
+
 def test_mse_and_denoise_known_values() -> None:
     z = torch.arange(8.0).view(1, 4, 2)
     assert float(mse(z[0, :2], z[0, 1:3], torch.tensor([1.0, 2.0]))) == pytest.approx((4 + 1) / 2)

@@ -20,7 +20,7 @@ class LastVector:
     """A latent transformer that predicts the last vector, turned a little each time."""
 
     context = 16
-    config = SimpleNamespace(dim=DIM)
+    config = SimpleNamespace(dim=DIM, parts=[])
     mask_vector = torch.zeros(DIM)
 
     def __init__(self, turn: float) -> None:

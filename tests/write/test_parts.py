@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lsm.decode.in_context import ReadsText
 from lsm.decode.learned_code import BOUND
 from lsm.encode.encoder import load_encoder
 from lsm.latent.settings import ModelSettings
@@ -70,6 +71,31 @@ def test_texts_are_read_as_a_corpus_keeps_them() -> None:
     z_BD = encode_parts(["a", "b"], lambda texts: np.full((len(texts), 4), 0.5, np.float32), Codec(), PARTS)  # type: ignore
     assert z_BD.shape == (2, 13) and z_BD.dtype == np.float32 and (z_BD[:, :4] == 0.5).all()
     np.testing.assert_allclose(z_BD[0, 4:] * 3, np.linspace(-1, 1, 16)[:9], atol=BOUND / 127)
+
+
+def test_a_decoder_that_reads_the_text_so_far_is_told_it() -> None:
+    class Reader:
+        name = "reader"
+        encoder_calls_per_sentence = 0.0
+
+        def __init__(self) -> None:
+            self.encoder: dict[str, Any] = {}
+            self.seen: list[str] = []
+
+        def read(self, texts: Sequence[str]) -> None:
+            self.seen = list(texts)
+
+        def decode(self, z_BD: np.ndarray, *, seed: int = 0) -> list[str]:
+            return ["."] * len(z_BD)
+
+        def candidates(self, z_BD: np.ndarray, k: int, *, seed: int = 0) -> list[list[str]]:
+            return [["."]] * len(z_BD)
+
+    reader = Reader()
+    wrapped = SemanticPart(reader, PARTS)
+    assert isinstance(wrapped, ReadsText)
+    wrapped.read(["One.", "Two."])
+    assert reader.seen == ["One.", "Two."]
 
 
 def test_a_plan_is_snapped_in_its_semantic_part() -> None:
