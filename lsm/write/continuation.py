@@ -107,8 +107,8 @@ def continue_document(
     plans: list[np.ndarray] = []
 
     def on_step(step: int, z_D: Tensor, before_SD: Tensor) -> Tensor | None:
-        if encode is not None:
-            writer.look_back()  # before a snap that words the plan
+        if snap is not None and encode is not None:
+            writer.look_back()
         z_D = z_D.cpu() if snap is None else snap(z_D.cpu(), before_SD)
         turned_D = turn_away(z_D, recent[-rules.recent_sentences :], rules.largest_cosine, seed=seed + step)
         result.n_turned += turned_D is not None
@@ -128,7 +128,8 @@ def continue_document(
     def over(z_D: Tensor) -> bool:
         return writer.stopped or (ending is not None and ending(z_D))
 
-    writer.look_back()
+    if snap is not None:
+        writer.look_back()  # before the first plan is worded by a snap
     rollout(model, begun_SD, n_sentences, section_S=sections, sampling=sampling, on_step=on_step, until=over)
     result.planned_ND = np.stack(plans) if plans else np.zeros((0, z_SD.shape[1]), dtype=np.float32)
     result.ended = len(plans) < n_sentences and not writer.stopped

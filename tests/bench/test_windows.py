@@ -66,7 +66,7 @@ def test_the_command_line(run_cli: Callable, model_folder: Path, held_out_corpus
     assert [row["length"] for row in results["windows"]] == [8, 4] and "Windows of other lengths (rope)" in outcome.stdout
     for options, said in (
         (["--context-lengths", "5000"], "--context-lengths 5000: no judged document"),
-        (["--context-lengths", "0"], "at least 1"),
+        (["--context-lengths", "0"], "at least 2"),
         (["--context", 1], "--context 1"),
         (["--rope-scaling", "ntk"], "needs --context"),
     ):

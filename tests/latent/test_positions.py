@@ -125,8 +125,16 @@ def test_a_widened_model_looks_back_further_and_leaves_its_source_alone(position
     torch.testing.assert_close(wide.predict(z_BSD, section_BS=sections), whole)
     torch.testing.assert_close(before[:, :10], whole[:, :10])
     assert not torch.allclose(before[:, 20], whole[:, 20], atol=1e-4)
+    if positions == "alibi":
+        with pytest.raises(UserError, match="alibi"):
+            made.widened(30, "linear")
+        return
     scaled = made.widened(30, "linear")
-    assert torch.allclose(scaled.predict(z_BSD), wide.predict(z_BSD), atol=1e-5) is (positions == "alibi")
+    assert not torch.allclose(scaled.predict(z_BSD), wide.predict(z_BSD), atol=1e-5)
+    with pytest.raises(UserError, match="trained with linear"):
+        scaled.widened(60, "ntk")
+    with pytest.raises(UserError, match="longer than"):
+        made.widened(10, "ntk")
     assert scaled.config.model.rope_scale == 3 and scaled.widened(60, "linear").config.model.rope_scale == 6
     assert torch.equal(before, made.predict(z_BSD, section_BS=sections))
 
