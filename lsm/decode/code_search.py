@@ -61,6 +61,36 @@ class Signs:
         return torch.from_numpy(self.encoder.codebook_VK).to(self.device, torch.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """What symbols' signs are compared with: whole numbers so small that no order of adding them rounds.
+
+    The products of a code's rest with ±1 signs are then exact, so that a text reads the same alone and in any company.
+    """
+
+    whole_AK: Tensor
+    factor_A1: Tensor
+    """What a match is multiplied by to be in nats."""
+
+    @classmethod
+    def of(cls, rest_AK: Tensor, factor_A1: Tensor) -> Query:
+        """From the rest of each code, its entries rounded to a grid of which the largest sum takes 2²³ steps: far below the quantiser's."""
+        largest_A1 = rest_AK.abs().amax(1, keepdim=True) * rest_AK.shape[1]
+        step_A1 = torch.ldexp(torch.ones_like(largest_A1), torch.frexp(largest_A1).exponent - 23)
+        return cls((rest_AK / step_A1).round(), step_A1 * factor_A1)
+
+    @classmethod
+    def join(cls, some: Sequence[Query]) -> Query:
+        return cls(torch.cat([one.whole_AK for one in some]), torch.cat([one.factor_A1 for one in some]))
+
+    def rows(self, which: Tensor | slice) -> Query:
+        return Query(self.whole_AK[which], self.factor_A1[which])
+
+    def match(self, signs_VK: Tensor) -> Tensor:
+        """By how much each symbol [A, V] agrees, in nats and up to what is the same for all of them."""
+        return (self.whole_AK @ signs_VK.T) * self.factor_A1
+
+
 class Search:
     """Beam search over one batch of texts of one alphabet; hypotheses of a text stand together, best first."""
 
@@ -68,8 +98,8 @@ class Search:
         self.codes, self.rung, self.session, device = codes, rung, session, signs.device
         self.leads: list[list[float]] = [[] for _ in range(len(codes))]
         """Of each draft: nats by which each token was ahead of the next best one; infinity where it was known."""
-        self.queries: list[list[Tensor]] = [[] for _ in range(len(codes))]
-        """What was multiplied with every symbol's signs for it, [k]."""
+        self.queries: list[list[Query]] = [[] for _ in range(len(codes))]
+        """What was compared with every symbol's signs for it."""
         in_bytes = bool(codes.variant_B[0] & IN_BYTES)
         self.offset = signs.encoder.alphabet.size if in_bytes else 0
         self.codebook_VK = signs.of_bytes_VK if in_bytes else signs.of_tokens_VK
@@ -132,15 +162,15 @@ class Search:
             opens_A = self.opens_BT[text_A, t]
             if (fresh := (opens_A >= 0).nonzero().squeeze(1)).numel():
                 if t:
-                    done_A[fresh] -= rest_AK[fresh].square().sum(1) / (2 * self.noise_BT[text_A[fresh], t - 1])
+                    done_A[fresh] -= _power(rest_AK[fresh]) / (2 * self.noise_BT[text_A[fresh], t - 1])
                 rest_AK[fresh] = self.values_CK[opens_A[fresh]]
             sign_AK = self.sign_BTK[text_A, t]
             amplitude_A1, noise_A1 = self.amplitude_BT[text_A, t, None], self.noise_BT[text_A, t, None]
-            query_AK = rest_AK * sign_AK * (amplitude_A1 / noise_A1)
-            match_AV = None if begun is not None else query_AK @ self.codebook_VK.T
+            query = Query.of(rest_AK * sign_AK, amplitude_A1 / noise_A1)
+            match_AV = None if begun is not None else query.match(self.codebook_VK)
             prior_AV = None
             if match_AV is None:
-                parent_A, symbol_A = torch.arange(len(text_A), device=device), self._drafted(query_AK, known_BT[text_A, t], text_A)
+                parent_A, symbol_A = torch.arange(len(text_A), device=device), self._drafted(query, known_BT[text_A, t], text_A)
             else:
                 if self.session is not None:
                     first = t == 0
@@ -148,7 +178,7 @@ class Search:
                     match_AV += prior_AV
                 elif self.special is not None:
                     match_AV[:, self.special] = -torch.inf
-                parent_A, symbol_A = self._best(match_AV, logp_A + done_A - rest_AK.square().sum(1) / (2 * noise_A1[:, 0]), text_A)
+                parent_A, symbol_A = self._best(match_AV, logp_A + done_A - _power(rest_AK) / (2 * noise_A1[:, 0]), text_A)
             logp_A = logp_A[parent_A] + (prior_AV[parent_A, symbol_A] if prior_AV is not None else 0.0)
             rest_AK = rest_AK[parent_A] - amplitude_A1[parent_A] * sign_AK[parent_A] * self.codebook_VK[symbol_A]
             text_A, done_A = text_A[parent_A], done_A[parent_A]
@@ -160,22 +190,22 @@ class Search:
 
     def choices(self, text: int, places_N: Tensor, prior_NV: Tensor) -> Tensor:
         """The symbols [N] that a prior would have chosen at some places of a draft."""
-        match_NV = torch.stack([self.queries[text][t] for t in places_N.tolist()]) @ self.codebook_VK.T
+        match_NV = Query.join([self.queries[text][t] for t in places_N.tolist()]).match(self.codebook_VK)
         return (match_NV + prior_NV[:, : match_NV.shape[1]]).argmax(1)
 
-    def _drafted(self, query_AK: Tensor, known_A: Tensor, text_A: Tensor) -> Tensor:
+    def _drafted(self, query: Query, known_A: Tensor, text_A: Tensor) -> Tensor:
         """The next symbol of each draft: the known one, else the best."""
         symbol_A, lead_A = known_A.clone(), torch.full(known_A.shape, torch.inf, device=known_A.device)
         asked_M = (known_A < 0).nonzero().squeeze(1)
         if asked_M.numel():
-            match_MV = query_AK[asked_M] @ self.codebook_VK.T
+            match_MV = query.rows(asked_M).match(self.codebook_VK)
             if self.special is not None:
                 match_MV[:, self.special] = -torch.inf
             top_M2, best_M2 = match_MV.topk(2, dim=1)
             symbol_A[asked_M], lead_A[asked_M] = best_M2[:, 0], top_M2[:, 0] - top_M2[:, 1]
-        for text, lead, query_K in zip(text_A.tolist(), lead_A.tolist(), query_AK, strict=True):
+        for row, (text, lead) in enumerate(zip(text_A.tolist(), lead_A.tolist(), strict=True)):
             self.leads[text].append(lead)
-            self.queries[text].append(query_K)
+            self.queries[text].append(query.rows(slice(row, row + 1)))
         return symbol_A
 
     def _best(self, match_AV: Tensor, base_A: Tensor, text_A: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,3 +225,8 @@ class Search:
             symbols.append(symbol_AW[first : first + count].flatten()[place])
             first += count
         return torch.cat(parents), torch.cat(symbols)
+
+
+def _power(rest_AK: Tensor) -> Tensor:
+    """Sum of squares of each row, added in float64, whose rounding hardly ever shows in float32."""
+    return rest_AK.double().square().sum(1).float()

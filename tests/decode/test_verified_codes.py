@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,15 @@ def reader(request: pytest.FixtureRequest) -> CodeReader:
     alphabet = Alphabet(FolderTokens(Path(resolve("smollm2-135m-instruct").path)))
     dims, bits = request.param
     return CodeReader(SuperpositionEncoder(alphabet.spec(dims=dims, bits=bits), alphabet))
+
+
+def test_a_verified_text_reads_the_same_alone_and_in_any_company(reader: CodeReader) -> None:
+    """Runs of one syllable meet ties, which rounding used to decide otherwise in another batch."""
+    some = ["ab" * n for n in (136, 184, 239, 111)] + ["The harvest was good.", "1,234.5 " * 9]
+    codes = encode_verified(reader.encoder, reader, some, PLAIN).codes
+    for company in ([0, 1, 2, 3, 4, 5], [3], [5, 3], [3, 2, 0], [1, 2, 3, 3, 3, 0, 4, 5, 2]):
+        reading = reader.read(codes.select(np.array(company)), PLAIN)
+        assert reading.texts == [some[n] for n in company] and reading.certified_B.all()
 
 
 @settings(max_examples=12, deadline=None)

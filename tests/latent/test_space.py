@@ -134,7 +134,7 @@ def test_scoreboards_of_different_spaces_compare(corpus: Path, tmp_path: Path, r
     outcome = run_cli(*asked, "--context-lengths", "4", "--context-curve", "2", "--shuffled-positions", 4)
     assert outcome.code == 0 and "judged by: residual" in outcome.stdout, outcome.stderr
     outcome = run_cli(*asked, "--cloze", "stories.jsonl")
-    assert outcome.code == 2 and "leave --cloze out" in outcome.stderr
+    assert outcome.code == 2 and "leave them out" in outcome.stderr
 
 
 def test_what_is_no_space_to_plan_in_is_refused(corpus: Path, tmp_path: Path) -> None:
