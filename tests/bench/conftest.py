@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,21 @@ from lsm.corpus.writer import SegmentedDocument, text_sha256, write_corpus
 from lsm.encode.encoder import load_encoder
 
 WORDS = ("union", "state", "people", "war", "peace", "money", "law", "nation", "labor", "trade", "house", "power", "treaty", "land", "iron")
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """`load_script("main_job")` gives scripts/main_job.py as a module."""
+
+    def load(name: str) -> ModuleType:
+        specification = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "scripts" / f"{name}.py")
+        assert specification is not None and specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[name] = module
+        specification.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(autouse=True)

@@ -14,17 +14,10 @@ import pytest
 from lsm import cli
 from lsm.files import write_json
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "main_job.py"
-
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("main_job", SCRIPT)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["main_job"] = module
-    specification.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("main_job")
 
 
 @pytest.mark.parametrize("size", ["small", "default", "full"])

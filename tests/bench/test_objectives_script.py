@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +13,6 @@ from lsm.config import to_dict
 from lsm.errors import UserError
 from lsm.latent.settings import PretrainSettings
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_objectives.py"
 TINY = """steps: 2
 eval_every: 2
 save_every: 2
@@ -26,13 +24,8 @@ data: {batch_sentences: 64, held_out_fraction: 0.2}
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("bench_objectives", SCRIPT)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["bench_objectives"] = module
-    specification.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("bench_objectives")
 
 
 def test_every_variant_changes_objectives_and_head_only(script: ModuleType) -> None:
