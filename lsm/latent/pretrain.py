@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,12 @@ from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, perm
 from lsm.errors import UserError
 from lsm.latent import objectives
 from lsm.latent.attention import require as require_attention
+from lsm.latent.batch import LatentBatch, denoised_rows, make_batch
 from lsm.latent.card import model_card
 from lsm.latent.evaluation import evaluate_batches
 from lsm.latent.heads import DenoisingHead, EnergyHead
 from lsm.latent.normaliser import Normaliser
-from lsm.latent.settings import ObjectiveSettings, PretrainSettings
+from lsm.latent.settings import PretrainSettings
 from lsm.latent.space import Part, SpaceDocuments, judged_dims, parts_of
 from lsm.latent.trained_on import write_trained_on
 from lsm.latent.transformer import LatentConfig, LatentTransformer
@@ -42,44 +42,6 @@ _MODEL_STREAM = -3
 
 _SHARED_BY = {"infonce": "contrast", "in_document": "contrast", "denoise": "denoise", "words": "words"}
 """Which of `LatentBatch.weights` an objective is a mean over; the rest are means over all queries (`others`)."""
-
-
-@dataclass(frozen=True)
-class LatentBatch:
-    """A packed batch as tensors on the device, with everything that is drawn or derived from ids.
-
-    Where several processes share it, `packed` is the whole and the tensors are this one's rows and queries; M counts the candidates
-    of the whole.
-    """
-
-    packed: PackedBatch
-    z_BSD: Tensor
-    segment_BS: Tensor | None
-    """None when no row holds two windows."""
-    section_BS: Tensor
-    source_N: Tensor
-    target_N: Tensor
-    contrast_N: Tensor
-    """Which of the N take part in InfoNCE."""
-    candidate_MD: Tensor
-    """InfoNCE's targets in the whole batch."""
-    own_N: Tensor
-    """Which of them is each query's own."""
-    blocked_NM: Tensor
-    document_M: Tensor
-    """Document of each candidate."""
-    hidden_BS: Tensor | None
-    noise_BSD: Tensor | None
-    masked_BS: Tensor
-    """The first rows' hidden spans for denoising."""
-    masked_segment_BS: Tensor
-    """The segments of these rows."""
-    worded_N: Tensor
-    """Which of the N are worded."""
-    target_row_N: np.ndarray
-    """Number of each target in the corpus."""
-    weights: dict[str, float]
-    """What this process's means (`contrast`, `denoise`, `words`, `others`) count in the mean over the processes; 1 where it is alone."""
 
 
 class Pretraining(Task):
@@ -190,7 +152,7 @@ class Pretraining(Task):
     def batch(self, index: int) -> LatentBatch:
         """Training batch number `index`."""
         generator = np.random.Generator(np.random.Philox(key=step_seed(self.seed, index)))
-        return self._prepare(self.sampler.batch(index), generator, training=True)
+        return make_batch(self.sampler.batch(index), generator, self.settings, device=self.device, ranks=self.ranks)
 
     def loss(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Any]]:
         """The weighted sum and each of its parts."""
@@ -259,55 +221,6 @@ class Pretraining(Task):
         contrast = 6 * sentences**2 * self.model.config.dim if settings.objectives.contrasts else 0
         return settings.accumulate * (sentences * passes * (6 * weights + attention) + contrast)
 
-    def _prepare(self, packed: PackedBatch, generator: np.random.Generator, *, training: bool) -> LatentBatch:
-        data, goals = self.settings.data, self.settings.objectives
-        # Everything is drawn for the whole batch, of which this process then takes its rows: any number of processes trains on the same.
-        ranks = self.ranks if training else ALONE
-        own = packed.rows(ranks.rows)
-        source, target = objectives.next_sentences(packed)
-        is_own = source // packed.segment_BS.shape[1] % ranks.size == ranks.rank
-        contrasted = np.ones(len(source), dtype=bool) if goals.later_pieces else packed.part_BS.reshape(-1)[target] == 0
-        source_M, target_M, own_N = source[contrasted], target[contrasted], np.flatnonzero(is_own[contrasted])
-        blocked_NM = np.zeros((0, 0), dtype=bool)
-        if goals.contrasts:
-            blocked_NM = objectives.blocked_candidates(packed, source_M, target_M, in_document=goals.in_document_negatives, own_N=own_N)
-        segment_BS = packed.segment_BS[: _denoised_rows(len(packed.segment_BS), goals)]
-        masked_BS = objectives.span_mask(
-            segment_BS, generator, ratio_min=goals.mask_ratio_min, ratio_max=goals.mask_ratio_max, mean_span=goals.mask_span
-        )
-        hidden_BS = noise_BSD = None
-        if training and data.context_dropout:
-            hidden_BS = self._tensor((generator.random(packed.segment_BS.shape) < data.context_dropout)[ranks.rows])
-        if training and data.noise:
-            noise_BSD = generator.standard_normal(packed.z_BSD.shape, dtype=np.float32) * np.float32(data.noise)
-            noise_BSD = self._tensor(noise_BSD[ranks.rows])
-        worded = np.zeros(0, dtype=np.int64)
-        if goals.words:
-            worded = np.sort(generator.permutation(len(source))[: goals.words_sentences])
-        own_worded = worded[is_own[worded]]
-        own_share = {
-            "contrast": len(own_N) / max(1, len(source_M)),
-            "denoise": masked_BS[ranks.rows].sum() / masked_BS.sum(),
-            "words": len(own_worded) / max(1, len(worded)),
-            "others": is_own.mean(),
-        }
-        return LatentBatch(
-            packed,
-            self._tensor(own.z_BSD),
-            None if packed.one_segment_a_row else self._tensor(own.segment_BS),
-            self._tensor(own.section_BS),
-            *map(self._tensor, (*objectives.next_sentences(own), np.flatnonzero(contrasted[is_own]))),
-            self._tensor(packed.z_BSD.reshape(-1, packed.z_BSD.shape[-1])[target_M]),
-            *map(self._tensor, (own_N, blocked_NM, packed.document_BS.reshape(-1)[target_M])),
-            hidden_BS,
-            noise_BSD,
-            self._tensor(masked_BS[ranks.rows]),
-            self._tensor(segment_BS[ranks.rows]),
-            self._tensor(is_own.cumsum()[own_worded] - 1),
-            packed.row_id_BS.reshape(-1)[target[is_own]],
-            {name: ranks.size * float(share) for name, share in own_share.items()},
-        )
-
     def _check_shares(self, rows: int) -> None:
         goals, size = self.settings.objectives, self.ranks.size
         if rows % size:
@@ -315,14 +228,11 @@ class Pretraining(Task):
                 f"--data.batch-sentences {self.settings.data.batch_sentences} makes {rows} rows of --model.context "
                 f"{self.settings.model.context}, which {size} processes cannot share evenly; make the rows a multiple of {size}"
             )
-        if goals.denoise and _denoised_rows(rows, goals) % size:
+        if goals.denoise and denoised_rows(rows, goals) % size:
             raise UserError(
-                f"--objectives.denoise-rows {goals.denoise_rows} of {rows} rows are {_denoised_rows(rows, goals)}, which {size} processes "
+                f"--objectives.denoise-rows {goals.denoise_rows} of {rows} rows are {denoised_rows(rows, goals)}, which {size} processes "
                 f"cannot share evenly; make them a multiple of {size}, or switch --objectives.denoise off"
             )
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
 
     def _losses(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
         """The weighted sum, its parts, and anchor [B, S, D] and state [B, S, H]."""
@@ -389,13 +299,9 @@ class Pretraining(Task):
         for index in range(-(-self.held_out.n_rows // self.held_out.rows)):
             packed = self.held_out.in_order(index)
             generator = np.random.Generator(np.random.Philox(key=step_seed(_EVALUATION % 2**32, index)))
-            total, parts, read = self._losses(self._prepare(packed, generator, training=False))
+            total, parts, read = self._losses(make_batch(packed, generator, self.settings, device=self.device, ranks=None))
             prediction_BSD = self.model.next_vectors(*read)
             yield packed, prediction_BSD.float().cpu(), {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
             sentences += packed.n_sentences
             if sentences >= self.settings.data.eval_sentences:
                 return
-
-
-def _denoised_rows(rows: int, goals: ObjectiveSettings) -> int:
-    return max(1, round(rows * goals.denoise_rows))

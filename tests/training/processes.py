@@ -23,7 +23,8 @@ import torch.utils.tensorboard
 from lsm.config import settings_from
 from lsm.corpus.sampler import ArrayDocuments
 from lsm.errors import UserError
-from lsm.latent.pretrain import LatentBatch, Pretraining
+from lsm.latent.batch import LatentBatch
+from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
 from lsm.training.distributed import joined
 from lsm.training.loop import Trainer
