@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lsm.bench.controls import fit_controls, sections_of
 from lsm.bench.evaluation import Documents, Judged, predictor_of, rows_predictor
 from lsm.bench.next_sentence import Predictor, measure
 from lsm.bench.parts import finished
+from lsm.codes.alphabet import Alphabet
 from lsm.commands.values import comma_separated, whole_numbers
 from lsm.config import load_settings, settings_from, to_dict
 from lsm.corpus.reader import Corpus
@@ -35,27 +36,44 @@ from lsm.latent.heads import VectorSampling
 from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
 from lsm.latent.transformer import LatentTransformer
+from lsm.lm.tokens import load_tokens
 from lsm.progress import Progress, say
 from lsm.provenance import choose_device, report
 from lsm.report import tables
 from lsm.training.loop import Trainer
 
-_OFF = {"mse": 0.0, "infonce": 0.0, "in_document": 0.0, "denoise": 0.0, "sampler": 0.0, "words": 0.0}
-VARIANTS: dict[str, tuple[dict[str, float], str]] = {
-    "mse": ({"mse": 1.0}, "none"),
-    "infonce": ({"infonce": 1.0}, "none"),
-    "infonce in document": ({"in_document": 1.0}, "none"),
-    "denoise": ({"denoise": 1.0}, "none"),
-    "energy": ({"sampler": 1.0}, "energy"),
-    "flow": ({"sampler": 1.0}, "flow"),
-    "diffusion": ({"sampler": 1.0}, "diffusion"),
-    "mse + infonce": ({"mse": 0.1, "infonce": 1.0, "in_document": 0.1}, "none"),
-    "infonce + denoise": ({"infonce": 1.0, "in_document": 0.1, "denoise": 0.1}, "none"),
-    "infonce + energy": ({"infonce": 1.0, "in_document": 0.1, "sampler": 1.0}, "energy"),
-    "infonce + flow": ({"infonce": 1.0, "in_document": 0.1, "sampler": 1.0}, "flow"),
-    "everything": ({"mse": 0.1, "infonce": 1.0, "in_document": 0.1, "denoise": 0.1, "sampler": 1.0}, "energy"),
+_OFF = {"mse": 0.0, "infonce": 0.0, "in_document": 0.0, "denoise": 0.0, "sampler": 0.0, "words": 0.0, "lexical": 0.0}
+_MIXTURE = {"infonce": 1.0, "in_document": 0.1}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One training of the table."""
+
+    weights: dict[str, float]
+    """Of the objectives; those not named are off."""
+    sampler: str = "none"
+    anchor: str = "attention"
+
+
+VARIANTS = {
+    "mse": Variant({"mse": 1.0}),
+    "infonce": Variant({"infonce": 1.0}),
+    "infonce in document": Variant({"in_document": 1.0}),
+    "denoise": Variant({"denoise": 1.0}),
+    "energy": Variant({"sampler": 1.0}, sampler="energy"),
+    "flow": Variant({"sampler": 1.0}, sampler="flow"),
+    "diffusion": Variant({"sampler": 1.0}, sampler="diffusion"),
+    "mse + infonce": Variant(_MIXTURE | {"mse": 0.1}),
+    "infonce + denoise": Variant(_MIXTURE | {"denoise": 0.1}),
+    "infonce + energy": Variant(_MIXTURE | {"sampler": 1.0}, sampler="energy"),
+    "infonce + flow": Variant(_MIXTURE | {"sampler": 1.0}, sampler="flow"),
+    "infonce + lexical": Variant(_MIXTURE | {"lexical": 0.3}),
+    "everything": Variant(_MIXTURE | {"mse": 0.1, "denoise": 0.1, "sampler": 1.0, "lexical": 0.3}, sampler="energy"),
+    "mse without anchor": Variant({"mse": 1.0}, anchor="none"),
+    "infonce without anchor": Variant({"infonce": 1.0}, anchor="none"),
 }
-"""Name → weights of the objectives, and the sampling head."""
+"""Those without anchor predict the next vector from nothing, as is published; the others correct a reading of what stands before it."""
 REFERENCE = "mse"
 COLUMNS = (
     tables.Column("predictor", "trained by", "text"),
@@ -91,6 +109,8 @@ class Options:
     """Documents judged a domain."""
     temperature: float = 1.0
     """Of the draws of sampling heads."""
+    lexical_lm: str = "smollm2-135m-instruct"
+    """LM over whose tokens words are forecast."""
     resamples: int = 1000
     device: str = "auto"
 
@@ -98,9 +118,9 @@ class Options:
 def settings_of(variant: str, base: PretrainSettings) -> PretrainSettings:
     """The settings of a variant: the base with other weights and another head."""
     raw = to_dict(base)
-    weights, head = VARIANTS[variant]
-    raw["objectives"] |= _OFF | weights
-    raw["model"] |= {"sampler": head}
+    wanted = VARIANTS[variant]
+    raw["objectives"] |= _OFF | wanted.weights
+    raw["model"] |= {"sampler": wanted.sampler, "anchor": wanted.anchor}
     return settings_from(PretrainSettings, raw, origin=variant)
 
 
@@ -119,7 +139,9 @@ def train(options: Options, device: torch.device) -> dict[str, Path]:
             run = options.out / "runs" / f"{variant.replace(' ', '_')}-{seed}"
             settings = settings_of(variant, base)
             say(f"{label} → {run}")
-            Trainer(Pretraining.on_corpus(options.train, settings, seed=seed, device=device), settings, run, seed=seed).train()
+            alphabet = Alphabet(load_tokens(options.lexical_lm)) if settings.objectives.lexical else None
+            task = Pretraining.on_corpus(options.train, settings, alphabet=alphabet, seed=seed, device=device)
+            Trainer(task, settings, run, seed=seed).train()
             runs[label] = run
     return runs
 
@@ -192,8 +214,12 @@ def main(options: Options) -> None:
         "train": Corpus.open(options.train).fingerprint,
         "config": to_dict(load_settings(PretrainSettings, options.config)),
     }
-    asked |= {"runs": {label: [run.name, *VARIANTS[label.split(",")[0]]] for label, run in runs.items()}, "resamples": options.resamples}
     asked |= {
+        "runs": {label: [run.name, asdict(VARIANTS[label.split(",")[0]])] for label, run in runs.items()},
+        "resamples": options.resamples,
+    }
+    asked |= {
+        "resamples": options.resamples,
         "stories": sha256_file(options.cloze) if options.cloze else None,
         "limit_documents": options.limit_documents,
         "temperature": options.temperature,

@@ -3,8 +3,8 @@
     python scripts/excerpts.py novels.jsonl.gz --out judged.jsonl --documents 25 --characters 45000
     python scripts/excerpts.py novels.jsonl.gz --out train.jsonl --skip 25 --characters 45000
 
-For variety: many authors teach and judge better than a few whole novels. Where a document's excerpt begins is drawn too. The order of the draw
-is one for a seed and the same inputs, so that `--skip` keeps for training what `--documents` took to be judged.
+For variety: many authors teach and judge better than a few whole novels. Where a document's excerpt begins is drawn too. The order of
+the draw is one for a seed and the same inputs, so that `--skip` keeps for training what `--documents` took to be judged.
 """
 
 from __future__ import annotations

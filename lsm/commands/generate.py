@@ -47,6 +47,8 @@ class Options(DecoderOptions, SamplingOptions):
     """Let the LM also go by the text so far, with this weight (prefix): each sentence takes twice the time."""
     lift: float = 0.0
     """Lift words that stored sentences near the plan hold, by so many times their log odds (prefix, with --index or --corpus)."""
+    forecast: float = 0.0
+    """Lift the words that the run forecasts (pretrained with objectives.lexical), by so many times their log odds (prefix)."""
     block: int | None = None
     """Word so many plans at once, so that with --context-weight the next ones read these; None: all at once, after the prompt."""
     re_encode: bool = False
@@ -73,6 +75,7 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.text.segment import segment
     from lsm.write.continuation import continue_document
     from lsm.write.ending import Ending
+    from lsm.write.forecast import forecasts_for
     from lsm.write.parts import PlannedCode, SemanticPart, encode_parts, snap_semantic
     from lsm.write.snap import make_snap
 
@@ -81,7 +84,7 @@ def run(options: Options) -> dict[str, Any]:
             raise UserError(f"{name} {value}: must be at least 1")
     if options.snap < 1:
         raise UserError(f"--snap {options.snap}: must be at least 1; for plans as they are give --snap-to none")
-    for name, value in (("--context-weight", options.context_weight), ("--lift", options.lift)):
+    for name, value in (("--context-weight", options.context_weight), ("--lift", options.lift), ("--forecast", options.forecast)):
         if not value >= 0 or (value and options.decoder != "prefix"):
             raise UserError(f"{name} {value}: must be 0 or more, and is for --decoder prefix")
     if options.block is not None and options.re_encode:
@@ -126,10 +129,17 @@ def run(options: Options) -> dict[str, Any]:
         decoder = PlannedCode(codec, parts)
     else:
         (decoder,) = source.load([options.decoder])
-    if options.context_weight or options.lift:
+    forecasts = forecasts_for(model, decoder, options.model) if options.forecast else None
+    if options.context_weight or options.lift or options.forecast:
         assert isinstance(decoder, PrefixDecoder)
-        lifted = source.store() if options.lift else None
-        decoder = ContextDecoder(decoder, weight=options.context_weight, store=lifted, lift=options.lift)
+        decoder = ContextDecoder(
+            decoder,
+            weight=options.context_weight,
+            store=source.store() if options.lift else None,
+            lift=options.lift,
+            forecast=forecasts,
+            forecast_weight=options.forecast,
+        )
     if parts and options.decoder != "learned":
         decoder = SemanticPart(decoder, parts)
     ending = Ending.of(source.store()) if options.end else None
@@ -150,6 +160,7 @@ def run(options: Options) -> dict[str, Any]:
         model, encode(read), decoder, options.sentences, read=read, section_S=np.array([sentence.section for sentence in sentences]),
         encode=encode if options.re_encode else None, seed=options.seed,
         sampling=sampling, snap=snap, block=options.block, ending=ending,
+        foresee=forecasts.foresee if forecasts else None,
         on_sentence=lambda sentence: print(" ".join(sentence.split()), flush=True),
     )  # fmt: skip
     say(

@@ -14,6 +14,8 @@ from lsm.latent.settings import PretrainSettings
 if TYPE_CHECKING:
     import torch
 
+    from lsm.corpus.reader import Corpus
+
 
 @dataclass(kw_only=True)
 class Options(CommonOptions):
@@ -29,6 +31,8 @@ class Options(CommonOptions):
     """auto: go on with the run in --out or start one; never: refuse a folder that holds a run; must: refuse one that does not."""
     adapter: str | None = None
     """Adapter through which the objective `words` reads predictions: folder or shipped name; default: the shipped one for the encoder."""
+    lexical_lm: str = "smollm2-135m-instruct"
+    """LM over whose tokens the objective `lexical` forecasts (its weights are not needed)."""
     settings: Annotated[PretrainSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=PretrainSettings)
     """Everything that shapes the result."""
 
@@ -42,8 +46,8 @@ def run(options: Options) -> dict[str, Any]:
 
     device, _ = choose_device(options.device)
     with joined(device) as ranks:
-        decoder = _decoder(options, ranks.device or device)
-        task = Pretraining.on_corpus(options.corpus, options.settings, seed=options.seed, ranks=ranks, **decoder)
+        wanted = _decoder(options, ranks.device or device) | _alphabet(options)
+        task = Pretraining.on_corpus(options.corpus, options.settings, seed=options.seed, ranks=ranks, **wanted)
         trainer = Trainer(task, options.settings, options.out, seed=options.seed, resume=options.resume, quiet=options.quiet)
         results = trainer.train()
     if not ranks.is_first:
@@ -69,8 +73,7 @@ def _decoder(options: Options, device: torch.device) -> dict[str, Any]:
     from lsm.decode.load import DecoderSource
 
     corpus = Corpus.open(options.corpus)
-    if not corpus.keeps_text:
-        raise UserError(f"--corpus {options.corpus} keeps no text for the objective words; encode it without --drop-text")
+    _require_text(corpus, "words")
     decoder = DecoderSource(encoder=corpus.encoder, adapter=options.adapter, device=device).prefix()
     decoder.adapter.requires_grad_(False)
     most = options.settings.objectives.words_tokens
@@ -78,3 +81,22 @@ def _decoder(options: Options, device: torch.device) -> dict[str, Any]:
         "word_loss": lambda z_ND, texts: decoder.loss(z_ND, texts, max_tokens=most),
         "decoder": f"{decoder.adapter.sha256()[:16]} through {decoder.lm.sha256[:16]}",
     }
+
+
+def _alphabet(options: Options) -> dict[str, Any]:
+    """What the objective `lexical` needs, nothing without it."""
+    if not options.settings.objectives.lexical:
+        return {}
+    from lsm.codes.alphabet import Alphabet
+    from lsm.corpus.reader import Corpus
+    from lsm.lm.tokens import load_tokens
+
+    _require_text(Corpus.open(options.corpus), "lexical")
+    return {"alphabet": Alphabet(load_tokens(options.lexical_lm))}
+
+
+def _require_text(corpus: Corpus, objective: str) -> None:
+    from lsm.errors import UserError
+
+    if not corpus.keeps_text:
+        raise UserError(f"--corpus {corpus.path} keeps no text for the objective {objective}; encode it without --drop-text")

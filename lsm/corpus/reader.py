@@ -19,7 +19,7 @@ from lsm.corpus import format as layout
 from lsm.errors import UserError
 from lsm.files import fingerprint, read_json
 
-_TABLES_KEPT = 8
+_TABLES_KEPT = 16
 """Sentence tables held in memory at a time: a few MB each."""
 
 

@@ -1,11 +1,11 @@
-"""Wording in context: beside a vector's soft prefix the LM reads the text so far, and words of stored sentences near it are lifted.
+"""Wording in context: beside a vector's soft prefix the LM reads the text so far, and words that are expected there are lifted.
 
 Shape letters: B vectors, D vector width, K neighbours, V vocabulary, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -15,11 +15,14 @@ from torch import Tensor
 from lsm.decode.decoders import PrefixDecoder
 from lsm.decode.phrase_store import PhraseStore
 from lsm.lm.generation import Beside
+from lsm.lm.tokens import log_odds
 
 DEFAULT_WEIGHT = 0.3
 CONTEXT_TOKENS = 96
 _NEAR, _TEMPERATURE = 8, 0.05
-_BACKGROUND_SENTENCES, _RARE, _MOST = 2000, 0.05, 3.0
+_BACKGROUND_SENTENCES = 2000
+Forecast = Callable[[np.ndarray], Tensor]
+"""Vectors [B, D] → log odds [B, V] of the words that were forecast with them."""
 
 
 @runtime_checkable
@@ -32,7 +35,8 @@ class ReadsText(Protocol):
 
 
 class ContextDecoder(PrefixDecoder):
-    """A prefix decoder that multiplies in the LM's own expectation after the text so far: p(x | vector) · p(x | text)^weight.
+    """A prefix decoder that multiplies in the LM's own expectation after the text so far, p(x | vector) · p(x | text)^weight, and lifts
+    words: those of stored sentences near the vector, and those that a latent transformer forecast with it.
 
     When a sentence ends is left to the vector. All sentences of one call share the text: it is read once, and each token costs two steps of
     the LM where the prefix alone costs one.
@@ -41,19 +45,29 @@ class ContextDecoder(PrefixDecoder):
     name = "prefix in context"
 
     def __init__(
-        self, prefix: PrefixDecoder, *, weight: float = DEFAULT_WEIGHT, store: PhraseStore | None = None, lift: float = 0.0
+        self,
+        prefix: PrefixDecoder,
+        *,
+        weight: float = DEFAULT_WEIGHT,
+        store: PhraseStore | None = None,
+        lift: float = 0.0,
+        forecast: Forecast | None = None,
+        forecast_weight: float = 0.0,
     ) -> None:
         """
         Args:
             weight: of the text so far; 0 does not read it.
             store: sentences whose words are lifted, of the same encoder.
             lift: of a word that all near sentences hold and few others, in units of its log odds; 0 lifts none.
+            forecast: log odds of words that go with a vector.
+            forecast_weight: what they are multiplied by.
         """
         super().__init__(prefix.lm, prefix.adapter, sampling=prefix.sampling)
-        assert weight >= 0 and lift >= 0
+        assert weight >= 0 and lift >= 0 and forecast_weight >= 0
         if store is not None:
             store.require_encoder(self.encoder)
         self.weight, self.store, self.lift = weight, store, lift
+        self.forecast, self.forecast_weight = forecast, forecast_weight
         self._ids_1T: Tensor | None = None
         self._background_V: Tensor | None = None
 
@@ -64,7 +78,13 @@ class ContextDecoder(PrefixDecoder):
 
     def evidence(self, z_BD: np.ndarray) -> tuple[Beside | None, Tensor | None]:
         beside = Beside(self._ids_1T, self.weight) if self._ids_1T is not None and self.weight else None
-        return beside, self._lifted(z_BD) if self.store is not None and self.lift else None
+        lifts = [self._lifted(z_BD)] if self.store is not None and self.lift else []
+        if self.forecast is not None and self.forecast_weight:
+            found_BV = torch.zeros(len(z_BD), len(self.lm.head_VH), device=self.lm.device)
+            odds_BV = self.forecast(z_BD).to(found_BV)
+            found_BV[:, : odds_BV.shape[1]] = odds_BV  # an LM may have more outputs than tokens
+            lifts.append(self.forecast_weight * found_BV)
+        return beside, torch.stack(lifts).sum(0) if lifts else None
 
     def _lifted(self, z_BD: np.ndarray) -> Tensor:
         """Lift of each word [B, V]: log odds of standing in a near sentence rather than in any, never below zero."""
@@ -78,7 +98,7 @@ class ContextDecoder(PrefixDecoder):
             weight_K = np.exp((scores - scores.max()) / _TEMPERATURE)
             shares.append(self._share(self.store.texts(rows), weight_K / weight_K.sum()))
         share_BV = torch.stack(shares)
-        return self.lift * torch.log((share_BV + _RARE) / (self._background_V + _RARE)).clamp(0, _MOST)
+        return self.lift * log_odds(share_BV, self._background_V)
 
     def _share(self, texts: Sequence[str], weight_K: np.ndarray) -> Tensor:
         """Weight of the texts that hold each token, [V]."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsm.codes.alphabet import Alphabet
 from lsm.config import to_dict
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, permutation, split_documents, summary
@@ -25,6 +26,7 @@ from lsm.latent.batch import LatentBatch, denoised_rows, make_batch
 from lsm.latent.card import model_card
 from lsm.latent.evaluation import evaluate_batches
 from lsm.latent.heads import DenoisingHead, EnergyHead
+from lsm.latent.lexical import LexicalSpace
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.settings import PretrainSettings
 from lsm.latent.space import Part, SpaceDocuments, judged_dims, parts_of
@@ -38,6 +40,8 @@ WordLoss = Callable[[Tensor, Sequence[str]], Tensor]
 """Unit vectors [N, D] and the sentences they should be → nats a token [N], with gradients to the vectors: a frozen decoder's."""
 _EVALUATION = -2
 _MODEL_STREAM = -3
+_SENTENCES_COUNTED = 20_000
+"""Sentences that document frequencies are counted in."""
 
 
 _SHARED_BY = {"infonce": "contrast", "in_document": "contrast", "denoise": "denoise", "words": "words"}
@@ -52,6 +56,7 @@ class Pretraining(Task):
         text_sha256: of every document's text, to record which ones are trained on; None where there is no text.
         word_loss: a frozen decoder, for the objective `words`; the source must have `text_at` then.
         decoder: what tells one such decoder from another.
+        alphabet: tokens of the LM that will write, for the objective `lexical`; the source must have `text_at` then.
 
     Raises:
         UserError: too few documents to train on and hold out.
@@ -72,6 +77,7 @@ class Pretraining(Task):
         text_sha256: Sequence[str] | None = None,
         word_loss: WordLoss | None = None,
         decoder: str = "",
+        alphabet: Alphabet | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         ranks: Ranks = ALONE,
@@ -79,8 +85,10 @@ class Pretraining(Task):
         self.settings, self.seed, self.ranks, self.device = settings, seed, ranks, ranks.device or torch.device(device)
         require_attention(settings.model.attention, self.device)
         self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}} | ({"decoder": decoder} if decoder else {})
+        self._inputs |= {"alphabet": alphabet.sha256} if alphabet else {}
         assert (settings.objectives.words == 0) == (word_loss is None), "objectives.words and a decoder go together"
-        self._word_loss = word_loss
+        assert (settings.objectives.lexical == 0) == (alphabet is None), "objectives.lexical and an alphabet go together"
+        self._word_loss, self._alphabet = word_loss, alphabet
         train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
         # In a fixed random order, so that less data is not another domain.
         train = np.sort(train[permutation(len(train), 0, 0)[: settings.data.limit_documents]])
@@ -101,9 +109,13 @@ class Pretraining(Task):
             temperature=settings.objectives.temperature, point=settings.objectives.point,
             restores=settings.objectives.denoise > 0,
             guidable=settings.objectives.hide_state > 0,
+            lexical=None if alphabet is None else LexicalSpace.over(alphabet, settings.objectives.lexical_dims),
         )  # fmt: skip
         torch.manual_seed(step_seed(seed, _MODEL_STREAM))
-        self.model = LatentTransformer(config, normaliser).to(self.device)
+        self.model = LatentTransformer(config, normaliser)
+        if alphabet is not None and self.model.lexical is not None:
+            self.model.lexical.fit(alphabet.tokens.encode_exact(_some_texts(source, train)))
+        self.model.to(self.device)
         self.module = self.model
         # Parts that no objective reaches get no gradient; leaving them out keeps them out of plan, checkpoints and decay.
         if not settings.objectives.denoise:
@@ -125,6 +137,7 @@ class Pretraining(Task):
         *,
         word_loss: WordLoss | None = None,
         decoder: str = "",
+        alphabet: Alphabet | None = None,
         seed: int,
         device: torch.device | str = "cpu",
         ranks: Ranks = ALONE,
@@ -144,6 +157,7 @@ class Pretraining(Task):
             text_sha256=corpus.documents["text_sha256"].to_pylist(),
             word_loss=word_loss,
             decoder=decoder,
+            alphabet=alphabet,
             seed=seed,
             device=device,
             ranks=ranks,
@@ -262,6 +276,10 @@ class Pretraining(Task):
             texts = self.sampler.source.text_at(batch.target_row_N[batch.worded_N.cpu().numpy()])
             # One process of several may have none of them.
             parts["words"] = self._word_loss(predicted_ND, texts).mean() if texts else 0 * predicted_ND.sum()
+        if model.lexical is not None and self._alphabet is not None:
+            state_NH = self._watched("lexical", state_BSH).flatten(0, 1)[batch.source_N]
+            texts = self.sampler.source.text_at(batch.target_row_N)
+            parts["lexical"] = model.lexical.loss(state_NH, self._alphabet.tokens.encode_exact(texts))
         if isinstance(model.sampler, EnergyHead | DenoisingHead):
             missing_ND = (target_ND - anchor_BSD.flatten(0, 1)[batch.source_N]) / model.normaliser.scale
             state_NH = self._watched("sampler", state_BSH).flatten(0, 1)[batch.source_N]
@@ -305,3 +323,9 @@ class Pretraining(Task):
             sentences += packed.n_sentences
             if sentences >= self.settings.data.eval_sentences:
                 return
+
+
+def _some_texts(source: VectorDocuments, documents: np.ndarray) -> list[str]:
+    """Up to 20,000 sentences, spread evenly over the documents."""
+    rows = np.concatenate([np.arange(source.starts[doc], source.starts[doc + 1]) for doc in documents])
+    return source.text_at(rows[np.unique(np.linspace(0, len(rows) - 1, _SENTENCES_COUNTED).astype(np.int64))])

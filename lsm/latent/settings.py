@@ -11,6 +11,7 @@ from lsm.training.settings import TrainingSettings, refuse
 Attention = Literal["sdpa", "xformers", "flex"]
 Space = Literal["semantic", "semantic+residual", "residual"]
 RopeScaling = Literal["ntk", "linear"]
+_OBJECTIVES = ("mse", "infonce", "in_document", "denoise", "sampler", "words", "lexical")
 
 
 @dataclass(kw_only=True)
@@ -102,6 +103,10 @@ class ObjectiveSettings:
     """Sentences of a batch that are worded."""
     words_tokens: int = 48
     """Tokens of a sentence that are worded, from its first on."""
+    lexical: float = 0.0
+    """Weight of forecasting the words of the next sentence, as a bag (mean squared error over the bags' mean square)."""
+    lexical_dims: int = 256
+    """Dims of a bag: more, and words stand clearer of each other."""
     energy_samples: int = 8
     """Samples a position behind an energy score."""
     hide_state: float = 0.15
@@ -134,13 +139,11 @@ class ObjectiveSettings:
         return self.mse > 0 or self.words > 0 or self.contrasts
 
     def __post_init__(self) -> None:
-        problems = [
-            f"objectives.{name} {getattr(self, name)} must not be negative"
-            for name in ("mse", "infonce", "in_document", "denoise", "sampler", "words")
-            if not getattr(self, name) >= 0
-        ]
-        if not problems and self.mse + self.infonce + self.in_document + self.denoise + self.sampler + self.words == 0:
-            problems.append("objectives: mse, infonce, in_document, denoise, sampler and words are all 0; give at least one a weight")
+        problems = [f"objectives.{name} {getattr(self, name)} must not be negative" for name in _OBJECTIVES if not getattr(self, name) >= 0]
+        if not problems and not any(getattr(self, name) for name in _OBJECTIVES):
+            problems.append(f"objectives: {', '.join(_OBJECTIVES[:-1])} and {_OBJECTIVES[-1]} are all 0; give at least one a weight")
+        if self.lexical_dims < 1:
+            problems.append(f"objectives.lexical_dims {self.lexical_dims} must be at least 1")
         if self.words_sentences < 1 or self.words_tokens < 2:
             problems.append(f"objectives.words_sentences {self.words_sentences} must be at least 1 and words_tokens {self.words_tokens} 2")
         if self.energy_samples < 2:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lsm.files import read_json, write_json
 from lsm.latent.anchor import Anchor
 from lsm.latent.attention import Sight, attend
 from lsm.latent.heads import DenoisingHead, EnergyHead, VectorSampling, make_head
+from lsm.latent.lexical import LexicalForecast, LexicalSpace
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.positions import Positions, rotate
 from lsm.latent.settings import ModelSettings, RopeScaling
@@ -50,6 +52,8 @@ class LatentConfig:
     """Whether the head that predicts one vector was trained; where not, the mean of the sampling head stands in for it."""
     guidable: bool = True
     """Whether the sampling head learned to do without the context."""
+    lexical: LexicalSpace | None = None
+    """What the words of the next sentence are forecast over; None = they are not."""
     restores: bool = True
     """Whether hidden sentences were restored in training; where not, `restore` gives noise."""
 
@@ -110,6 +114,7 @@ class LatentTransformer(nn.Module):
         self.restoration = nn.Linear(settings.hidden, config.dim)
         shape = {"hidden": settings.hidden, "dim": config.dim, "width": settings.sampler_width, "blocks": settings.sampler_blocks}
         self.sampler = make_head(settings.sampler, **shape)
+        self.lexical = LexicalForecast(settings.hidden, config.lexical) if config.lexical else None
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
         self.positions = Positions(settings)
         self.attention = settings.attention
@@ -218,12 +223,29 @@ class LatentTransformer(nn.Module):
         documents of a packed row, `section_BS` the sections of each document (None = one). Without `sampling` a model whose head for one
         vector was not trained gives the mean of its samples.
         """
+        generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
+        out_BSD = torch.empty_like(z_BSD, dtype=torch.float32, device=self.mask_vector.device)
+        for group, places, anchor_BSD, state_BSH in self._windows(z_BSD, document_BS, section_BS):
+            out_BSD[group, places] = self.next_vectors(anchor_BSD, state_BSH, sampling, generator)
+        return unit_parts(out_BSD, self.config.parts)
+
+    @torch.no_grad()
+    def forecast(self, z_BSD: Tensor, document_BS: Tensor | None = None, *, section_BS: Tensor | None = None) -> Tensor:
+        """Expected bag of words of sentence s+1 at each s, [B, S, K], for a model that forecasts words; arguments as of `predict`."""
+        assert self.lexical is not None, "a model without a lexical forecast"
+        out_BSK = torch.empty(*z_BSD.shape[:2], self.lexical.space.dims, device=self.mask_vector.device)
+        for group, places, _, state_BSH in self._windows(z_BSD, document_BS, section_BS):
+            out_BSK[group, places] = self.lexical(state_BSH)
+        return out_BSK
+
+    def _windows(
+        self, z_BSD: Tensor, document_BS: Tensor | None, section_BS: Tensor | None
+    ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """Rows, places, and anchor and state there, without dropout: each place once, from windows that overlap by half."""
         assert z_BSD.ndim == 3 and z_BSD.shape[-1] == self.config.dim, f"{tuple(z_BSD.shape)} is not [B, S, {self.config.dim}]"
         was_training = self.training
         self.eval()
         z_BSD = z_BSD.to(self.mask_vector.device, torch.float32)
-        out_BSD = torch.empty_like(z_BSD)
-        generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
         S, half = z_BSD.shape[1], max(1, self.context // 2)
         for start in range(0, max(1, S - self.context + half), half):
             window, keep = slice(start, start + self.context), 0 if start == 0 else self.context - half
@@ -231,11 +253,8 @@ class LatentTransformer(nn.Module):
                 group = slice(rows, rows + _ROWS_AT_A_TIME)
                 segments, sections = (None if x is None else x[group, window].to(z_BSD.device) for x in (document_BS, section_BS))
                 anchor_BSD, state_BSH = self.read(z_BSD[group, window], segments, section_BS=sections)
-                out_BSD[group, start + keep : start + self.context] = self.next_vectors(
-                    anchor_BSD[:, keep:], state_BSH[:, keep:], sampling, generator
-                )
+                yield group, slice(start + keep, start + self.context), anchor_BSD[:, keep:], state_BSH[:, keep:]
         self.train(was_training)
-        return unit_parts(out_BSD, self.config.parts)
 
     @torch.no_grad()
     def predict_next(self, z_BSD: Tensor, *, section_BS: Tensor | None = None, sampling: VectorSampling | None = None) -> Tensor:

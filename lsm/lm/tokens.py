@@ -129,3 +129,8 @@ def pad_ids(rows: Sequence[Sequence[int]], end_id: int) -> tuple[Tensor, Tensor]
         ids_BT[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
         mask_BT[index, : len(row)] = True
     return ids_BT, mask_BT
+
+
+def log_odds(share_V: Tensor, background_V: Tensor, *, rare: float = 0.05, most: float = 3.0) -> Tensor:
+    """How much likelier tokens are in a sentence than in any: log((share + rare) / (background + rare)), between 0 and `most`."""
+    return torch.log((share_V + rare) / (background_V + rare)).clamp(0, most)

@@ -28,12 +28,13 @@ def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
     return load_script("bench_objectives")
 
 
-def test_every_variant_changes_objectives_and_head_only(script: ModuleType) -> None:
+def test_every_variant_changes_objectives_head_and_anchor_only(script: ModuleType) -> None:
     base = PretrainSettings()
-    for name, (weights, head) in script.VARIANTS.items():
+    for name, variant in script.VARIANTS.items():
         settings = script.settings_of(name, base)
-        assert settings.model.sampler == head and (settings.objectives.sampler > 0) == (head != "none")
-        assert {key for key in ("mse", "infonce", "in_document", "denoise", "sampler") if getattr(settings.objectives, key)} == set(weights)
+        assert settings.model.sampler == variant.sampler and (settings.objectives.sampler > 0) == (variant.sampler != "none")
+        assert {key for key in script._OFF if getattr(settings.objectives, key)} == set(variant.weights)
+        assert settings.model.anchor == ("none" if "without anchor" in name else base.model.anchor)
         assert to_dict(settings.data) == to_dict(base.data) and settings.steps == base.steps
 
 
@@ -42,7 +43,7 @@ def test_runs_share_a_scoreboard_and_are_kept(script: ModuleType, tmp_path: Path
     (tmp_path / "stories.jsonl").write_text(json.dumps({"sentences": ["War.", "Peace."], "endings": ["Law.", "Iron."], "right": 1}) + "\n")
     options = script.Options(
         train=training_corpus, judge=(f"made-up={held_out_corpus}",), out=tmp_path / "out", config=tmp_path / "tiny.yaml",
-        variants="mse,infonce + energy", cloze=tmp_path / "stories.jsonl", resamples=20, device="cpu",
+        variants="mse,infonce + energy,infonce + lexical", lexical_lm="stub", cloze=tmp_path / "stories.jsonl", resamples=20, device="cpu",
     )  # fmt: skip
     script.main(options)
     rows = {row["predictor"]: row for row in json.loads((tmp_path / "out/made-up.json").read_text())["results"]["rows"]}
