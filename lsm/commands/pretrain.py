@@ -29,6 +29,8 @@ class Options(CommonOptions):
     """YAML file with the settings, such as configs/latent-small.yaml; None = the defaults."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: go on with the run in --out or start one; never: refuse a folder that holds a run; must: refuse one that does not."""
+    start_from: Path | None = None
+    """Run whose weights to start from, of the same size and space: for a short fine-tune with other objectives."""
     adapter: str | None = None
     """Adapter through which the objective `words` reads predictions: folder or shipped name; default: the shipped one for the encoder."""
     lexical_lm: str = "smollm2-135m-instruct"
@@ -47,7 +49,9 @@ def run(options: Options) -> dict[str, Any]:
     device, _ = choose_device(options.device)
     with joined(device) as ranks:
         wanted = _decoder(options, ranks.device or device) | _alphabet(options)
-        task = Pretraining.on_corpus(options.corpus, options.settings, seed=options.seed, ranks=ranks, **wanted)
+        task = Pretraining.on_corpus(
+            options.corpus, options.settings, start_from=options.start_from, seed=options.seed, ranks=ranks, **wanted
+        )
         trainer = Trainer(task, options.settings, options.out, seed=options.seed, resume=options.resume, quiet=options.quiet)
         results = trainer.train()
     if not ranks.is_first:

@@ -20,6 +20,7 @@ from lsm.config import to_dict
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, permutation, split_documents, summary
 from lsm.errors import UserError
+from lsm.files import sha256_file
 from lsm.latent import objectives
 from lsm.latent.attention import require as require_attention
 from lsm.latent.batch import LatentBatch, denoised_rows, make_batch
@@ -30,7 +31,7 @@ from lsm.latent.lexical import LexicalSpace
 from lsm.latent.normaliser import Normaliser
 from lsm.latent.settings import PretrainSettings
 from lsm.latent.space import Part, SpaceDocuments, judged_dims, parts_of
-from lsm.latent.trained_on import write_trained_on
+from lsm.latent.trained_on import read_trained_on, write_trained_on
 from lsm.latent.transformer import LatentConfig, LatentTransformer
 from lsm.training.distributed import ALONE, Ranks
 from lsm.training.loop import step_seed
@@ -56,6 +57,7 @@ class Pretraining(Task):
         text_sha256: of every document's text, to record which ones are trained on; None where there is no text.
         word_loss: a frozen decoder, for the objective `words`; the source must have `text_at` then.
         decoder: what tells one such decoder from another.
+        start_from: run whose weights the model starts from.
         alphabet: tokens of the LM that will write, for the objective `lexical`; the source must have `text_at` then.
 
     Raises:
@@ -78,6 +80,7 @@ class Pretraining(Task):
         word_loss: WordLoss | None = None,
         decoder: str = "",
         alphabet: Alphabet | None = None,
+        start_from: Path | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         ranks: Ranks = ALONE,
@@ -92,7 +95,7 @@ class Pretraining(Task):
         train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
         # In a fixed random order, so that less data is not another domain.
         train = np.sort(train[permutation(len(train), 0, 0)[: settings.data.limit_documents]])
-        self._trained_on = [text_sha256[doc] for doc in train] if text_sha256 is not None else None
+        self._trained_on = None if text_sha256 is None else [text_sha256[doc] for doc in train]
         rows = max(1, settings.data.batch_sentences // settings.model.context)
         self.sampler = PackedSampler(source, train, context=settings.model.context, rows=rows, seed=seed)
         self.held_out = PackedSampler(source, held_out, context=settings.model.context, rows=rows)
@@ -115,6 +118,11 @@ class Pretraining(Task):
         self.model = LatentTransformer(config, normaliser)
         if alphabet is not None and self.model.lexical is not None:
             self.model.lexical.fit(alphabet.tokens.encode_exact(_some_texts(source, train)))
+        if start_from is not None:
+            self.model.take_weights(LatentTransformer.from_pretrained(start_from), start_from)
+            weights = start_from / "final" / "model.safetensors"
+            self._inputs |= {"start_from": sha256_file(weights if weights.exists() else start_from / "model.safetensors")}
+            self._trained_on = [*(self._trained_on or []), *(read_trained_on(start_from) or [])]
         self.model.to(self.device)
         self.module = self.model
         # Parts that no objective reaches get no gradient; leaving them out keeps them out of plan, checkpoints and decay.
@@ -138,6 +146,7 @@ class Pretraining(Task):
         word_loss: WordLoss | None = None,
         decoder: str = "",
         alphabet: Alphabet | None = None,
+        start_from: Path | None = None,
         seed: int,
         device: torch.device | str = "cpu",
         ranks: Ranks = ALONE,
@@ -158,6 +167,7 @@ class Pretraining(Task):
             word_loss=word_loss,
             decoder=decoder,
             alphabet=alphabet,
+            start_from=start_from,
             seed=seed,
             device=device,
             ranks=ranks,

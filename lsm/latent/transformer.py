@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lsm.config import settings_from, to_dict
+from lsm.corpus.format import require_same_space
 from lsm.errors import UserError
 from lsm.files import read_json, write_json
 from lsm.latent.anchor import Anchor
@@ -282,6 +283,22 @@ class LatentTransformer(nn.Module):
         else:
             difference_ND = self.sampler.sample(state_NH, sampling, generator or torch.Generator().manual_seed(sampling.seed))
         return anchor + difference_ND.view(anchor.shape) * self.normaliser.scale
+
+    def take_weights(self, other: LatentTransformer, origin: Path) -> None:
+        """Start from another model: its normaliser and the weights of all that both have.
+
+        Raises:
+            UserError: the models differ in size or space; the message names `origin`.
+        """
+        if self.config.encoder and other.config.encoder:
+            require_same_space(other.config.encoder, self.config.encoder, what=f"run {origin}")
+        mine, theirs = self.state_dict(), other.state_dict()
+        shared = {name: value for name, value in theirs.items() if name in mine}
+        if odd := [name for name, value in shared.items() if value.shape != mine[name].shape] or (
+            self.config.parts != other.config.parts and ["its parts"]
+        ):
+            raise UserError(f"{origin} is a model of another size or space ({odd[0]}); give the settings that it was trained with")
+        self.load_state_dict(shared, strict=False)
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Write model.safetensors, normaliser.safetensors, config.json and README.md (the card) into `folder`."""

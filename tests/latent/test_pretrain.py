@@ -25,6 +25,7 @@ from lsm.latent.diagnostics import (
 )
 from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
+from lsm.latent.trained_on import read_trained_on
 from lsm.latent.transformer import LatentTransformer
 from lsm.training.loop import Trainer
 from lsm.training.metrics import read_metrics
@@ -137,6 +138,25 @@ def test_words_are_those_of_the_next_sentence_and_their_gradient_trains() -> Non
         optimizer.step()
     # A fixed rotation can be learned: only if the texts are those of the next sentences does the loss fall so far.
     assert np.mean(losses[-5:]) < 0.4 * np.mean(losses[:5])
+
+
+def test_a_run_starts_from_another_of_its_size(tmp_path: Path) -> None:
+    config = settings(steps=20, save_every=20)
+    sha = [f"{doc:064d}" for doc in range(60)]
+    Trainer(task(config, text_sha256=sha), config, tmp_path / "first", quiet=True).train()
+    first = LatentTransformer.from_pretrained(tmp_path / "first")
+    raw = to_dict(config)
+    raw["objectives"] |= {"sampler": 1.0, "mse": 1.0, "infonce": 0.0}
+    raw["model"] |= {"sampler": "energy", "sampler_width": 16, "sampler_blocks": 1}
+    raw["data"] |= {"limit_documents": 5}
+    other = settings_from(PretrainSettings, raw, origin="test")
+    second = task(other, text_sha256=sha, start_from=tmp_path / "first")
+    assert torch.equal(second.model.embed.weight, first.embed.weight) and torch.equal(second.model.normaliser.scale, first.normaliser.scale)
+    assert second.fingerprint()["start_from"] and second._trained_on is not None
+    Trainer(second, other, tmp_path / "second", quiet=True).train()
+    assert read_trained_on(tmp_path / "second") == read_trained_on(tmp_path / "first"), "what the first was trained on stays known"
+    with pytest.raises(UserError, match="another size"):
+        task(settings(model={"context": 8, "hidden": 64, "layers": 1, "heads": 2}), start_from=tmp_path / "first")
 
 
 def test_gradient_norms_are_those_of_each_objective_alone() -> None:
