@@ -20,8 +20,8 @@ import numpy as np
 import torch
 import tyro
 
-from lsm.bench import cloze, evaluation, intervals
-from lsm.bench.controls import fit_controls, sections_of
+from lsm.bench import cloze, evaluation, intervals, wording
+from lsm.bench.controls import exponential_mean, fit_controls, sections_of
 from lsm.bench.evaluation import Documents, Judged, predictor_of, rows_predictor
 from lsm.bench.next_sentence import Predictor, measure
 from lsm.bench.parts import finished
@@ -29,13 +29,16 @@ from lsm.codes.alphabet import Alphabet
 from lsm.commands.values import comma_separated, whole_numbers
 from lsm.config import load_settings, settings_from, to_dict
 from lsm.corpus.reader import Corpus
+from lsm.decode.load import DecoderSource
 from lsm.encode.encoder import load_encoder
 from lsm.errors import UserError
 from lsm.files import atomic_write, sha256_file, write_json
+from lsm.latent.anchor import BEST_DECAY
 from lsm.latent.heads import VectorSampling
 from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
 from lsm.latent.transformer import LatentTransformer
+from lsm.lm.frozen import FrozenLM
 from lsm.lm.tokens import load_tokens
 from lsm.progress import Progress, say
 from lsm.provenance import choose_device, report
@@ -75,6 +78,8 @@ VARIANTS = {
 }
 """Those without anchor predict the next vector from nothing, as is published; the others correct a reading of what stands before it."""
 REFERENCE = "mse"
+CONTROL = f"exponential mean {BEST_DECAY}"
+MINIMUM_CONTEXT = 3
 COLUMNS = (
     tables.Column("predictor", "trained by", "text"),
     tables.Column("contrastive_accuracy", "contrastive accuracy", "share", interval=True),
@@ -109,6 +114,10 @@ class Options:
     """Documents judged a domain."""
     temperature: float = 1.0
     """Of the draws of sampling heads."""
+    wording: int = 0
+    """Places of each domain at which all predictions are also worded, for mutual information."""
+    wording_lm: str = "smollm2-135m-instruct"
+    """LM that judges the words."""
     lexical_lm: str = "smollm2-135m-instruct"
     """LM over whose tokens words are forecast."""
     resamples: int = 1000
@@ -180,6 +189,24 @@ def judge(options: Options, runs: Mapping[str, Path], domain: str, corpus: Corpu
     return {"rows": rows, "notes": judged.notes}
 
 
+def word(options: Options, runs: Mapping[str, Path], corpus: Corpus, device: torch.device) -> dict[str, Any]:
+    """What each run's predictions say in one domain, through the shipped prefix decoder."""
+    first = next(iter(runs.values()))
+    model = LatentTransformer.from_pretrained(first, device=device)
+    judged = evaluation.choose_documents(first, model, corpus, Corpus.open(options.train), limit=options.limit_documents)
+    encoder = load_encoder(model.config.encoder["name"], device=str(device))
+    decoder = DecoderSource(encoder=encoder.fingerprint(), device=device).prefix()
+    lm = decoder.lm if decoder.lm.name == options.wording_lm else FrozenLM.load(options.wording_lm, device=device)
+    places = wording.choose_places(judged.held_out, options.wording, minimum_context=MINIMUM_CONTEXT, seed=0)
+    predictors = predictors_of(runs, judged.held_out, device, options.temperature) | {CONTROL: exponential_mean(BEST_DECAY)}
+    said = wording.word(judged.held_out, places, predictors, decoder)
+    with Progress("judging words", len(said) * len(places.truth), "texts") as progress:
+        rows = wording.measure(
+            places, said, lambda texts: encoder.encode(texts).vectors, lm, resamples=options.resamples, advance=progress.advance
+        )
+    return {"rows": rows, "judge": lm.name, "said": {name: texts[:10] for name, texts in said.items()}}
+
+
 def choose_endings(options: Options, runs: Mapping[str, Path], device: torch.device) -> dict[str, Any]:
     """Story Cloze by each run's vectors; the controls once."""
     assert options.cloze is not None
@@ -224,11 +251,17 @@ def main(options: Options) -> None:
         "limit_documents": options.limit_documents,
         "temperature": options.temperature,
     }
+    told = asked | {"wording": options.wording, "wording_lm": options.wording_lm}
     text = ["# Objectives", ""]
     boards: list[tuple[str, Sequence[tables.Column], dict[str, Any], Callable[[], dict[str, Any]]]] = [
         (name, COLUMNS, asked | {"judged": corpus.fingerprint}, partial(judge, options, runs, name, corpus, device))
         for name, corpus in corpora.items()
     ]
+    if options.wording:
+        boards += [
+            (f"{name}-words", tables.WORDING, told | {"judged": corpus.fingerprint}, partial(word, options, runs, corpus, device))
+            for name, corpus in corpora.items()
+        ]
     if options.cloze is not None:
         boards.append(("cloze", tables.CLOZE, asked, partial(choose_endings, options, runs, device)))
     for name, columns, on, make in boards:
