@@ -59,6 +59,8 @@ class Options(SamplingOptions):
     how much likelier an LM finds the text after the ten sentences before it (mutual information)."""
     wording_lm: str = "smollm2-135m-instruct"
     """LM that judges the words; one that took no part in writing them is fairer."""
+    lexical_lm: str = "smollm2-135m-instruct"
+    """LM over whose tokens the run forecasts words, where it does."""
     adapter: str | None = None
     """Adapter that words: a folder or the name of a shipped one; default: the shipped one for the encoder."""
     encoder: str | None = None
@@ -72,7 +74,7 @@ class Options(SamplingOptions):
 def run(options: Options) -> dict[str, Any]:
     """Score, print both tables, and return them."""
     from lsm.bench import evaluation
-    from lsm.commands.evaluate_words import words_of
+    from lsm.commands.evaluate_words import forecasts_of, words_of
     from lsm.corpus.reader import Corpus
     from lsm.errors import UserError
     from lsm.latent.transformer import LatentTransformer
@@ -134,6 +136,7 @@ def run(options: Options) -> dict[str, Any]:
         drift.require_long_enough(judged.held_out, options.rollout_read + options.rollout, options.rollout)
     choose_endings = _chooser(options, model) if options.cloze else None
     find_words = words_of(options, model, judged) if options.wording else None
+    judge_forecasts = forecasts_of(options, model, judged) if model.lexical is not None else None
     with Progress("scoring", None, "predictors", quiet=options.quiet) as progress:
         board = evaluation.evaluate(
             model,
@@ -180,6 +183,7 @@ def run(options: Options) -> dict[str, Any]:
         tables.show(widened, tables.WINDOWS, title=f"Windows of other lengths ({trained_model.config.model.positions})")
     return {
         "wording": find_words() if find_words else {},
+        "forecast": judge_forecasts() if judge_forecasts else [],
         "windows": widened,
         "cloze": choose_endings() if choose_endings else [],
         "drift": _drift(options, model, judged.held_out) if options.rollout else [],

@@ -1,4 +1,4 @@
-"""The part of `lsm evaluate` that words predicted vectors and judges the text."""
+"""The parts of `lsm evaluate` that judge words: predicted vectors worded, and the lexical forecast."""
 
 from __future__ import annotations
 
@@ -50,5 +50,28 @@ def words_of(options: Options, model: LatentTransformer, judged: Judged) -> Call
             for k in range(min(_EXAMPLES, len(places.truth)))
         ]
         return {"judge": lm.name, "judge_wrote": same, "rows": rows, "examples": examples}
+
+    return find
+
+
+def forecasts_of(options: Options, model: LatentTransformer, judged: Judged) -> Callable[[], list[dict[str, Any]]]:
+    """Checks that the model's lexical forecast can be judged; called, it judges, prints, and gives the rows."""
+    from lsm.bench import forecast
+    from lsm.codes.alphabet import Alphabet
+    from lsm.lm.tokens import load_tokens
+    from lsm.progress import Progress
+    from lsm.report import tables
+
+    alphabet = Alphabet(load_tokens(options.lexical_lm))
+    forecast.require_words(model, judged.held_out, alphabet)
+
+    def find() -> list[dict[str, Any]]:
+        with Progress("judging forecasts", len(judged.held_out.numbers), "documents", quiet=options.quiet) as progress:
+            rows = forecast.judge(
+                model, judged.held_out, alphabet, minimum_context=options.minimum_context, resamples=options.resamples,
+                seed=options.seed, advance=progress.advance,
+            )  # fmt: skip
+        tables.show(rows, tables.FORECAST, title="Words of the next sentence (shares of their weight, inverse document frequency)")
+        return rows
 
     return find

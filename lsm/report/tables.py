@@ -57,6 +57,13 @@ WORDING = (
     Column("repeated", "said\nbefore", "share"),
     Column("tokens", "tokens", "count"),
 )
+FORECAST = (
+    Column("predictor", "told by", "text"),
+    Column("n", "sentences", "count"),
+    Column("recall_at_20", "among the 20\nmost expected", "share", interval=True),
+    Column("recall_at_100", "among 100", "share", interval=True),
+    Column("explained", "of the bag\nexplained", "share", interval=True),
+)
 CLOZE = (
     Column("predictor", "chosen by", "text"),
     Column("n", "stories", "count"),

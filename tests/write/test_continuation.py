@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from lsm.latent.lexical import LexicalSpace
+from lsm.latent.settings import ModelSettings
+from lsm.latent.transformer import LatentConfig, LatentTransformer
 from lsm.write.continuation import RepetitionRules, continue_document, turn_away
+from lsm.write.forecast import Forecasts
 
 DIM = 8
 
@@ -174,12 +178,40 @@ def test_generate_snaps_and_reads_the_text_so_far(workshop: Path, run_cli: Calla
     assert f'"snap_to": "{snap_to}"' in report.read_text() and len(result.stdout.splitlines()) > 0
 
 
+def test_generate_lifts_the_words_that_the_run_forecasts(workshop: Path, run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    pretrained = run_cli(
+        "pretrain", "--corpus", workshop / "corpus", "--out", tmp_path / "run", "--config", workshop / "latent.yaml",
+        "--objectives.lexical", 1, "--lexical-lm", "stub",
+    )  # fmt: skip
+    assert pretrained.code == 0, pretrained.stderr
+    common = ("generate", tmp_path / "run", "--prompt", workshop / "docs" / "03.txt", "--sentences", 2, "--adapter", workshop / "adapter")
+    plain, none, lifted = (run_cli(*common, "--forecast", weight) for weight in (0, 1e-9, 50))
+    assert plain.code == lifted.code == 0, lifted.stderr
+    assert plain.stdout == none.stdout != lifted.stdout
+
+
+def test_forecasts_belong_to_their_plans() -> None:
+    lexical = LexicalSpace(vocabulary=20, vocabulary_sha256="made up", dims=64)
+    model = LatentTransformer(LatentConfig(dim=DIM, model=ModelSettings(context=4, hidden=8, layers=0, heads=2), lexical=lexical))
+    assert model.lexical is not None
+    model.lexical.fit([[1, 2], [1, 3], [1, 4], [1, 5]])
+    forecasts = Forecasts(model)
+    plans = np.eye(DIM, dtype=np.float32)[:3]
+    for plan_D, bag_K in zip(plans, model.lexical.bags([[2], [3]]), strict=False):
+        forecasts.keep(plan_D, bag_K)
+    odds_BV = forecasts(plans)
+    assert odds_BV.argmax(1).tolist()[:2] == [2, 3] and not odds_BV[2].any(), "nothing was forecast with the third"
+    forecasts.foresee(plans[2], torch.eye(DIM)[:2])
+    torch.testing.assert_close(forecasts._bags[plans[2].tobytes()], model.forecast(torch.eye(DIM)[None, :2])[0, -1])
+
+
 def test_generate_refuses_options_that_would_do_nothing(workshop: Path, run_cli: Callable[..., Any]) -> None:
     for arguments, message in (
         (("--snap-to", "neighbours"), "needs stored sentences"),
         (("--snap", 0), "--snap-to none"),
         (("--context-weight", 0.3, "--decoder", "retrieval"), "is for --decoder prefix"),
         (("--lift", 1), "needs stored sentences"),
+        (("--forecast", 1), "forecasts no words"),
         (("--end",), "needs stored sentences"),
         (("--end", "--index", workshop / "store"), "too few to learn how they end"),
         (("--block", 0), "at least 1"),
