@@ -78,6 +78,7 @@ VARIANTS = {
 }
 """Those without anchor predict the next vector from nothing, as is published; the others correct a reading of what stands before it."""
 REFERENCE = "mse"
+_SEED, _ONE_SAMPLE = ", seed ", ", one sample"
 CONTROL = f"exponential mean {BEST_DECAY}"
 MINIMUM_CONTEXT = 3
 COLUMNS = (
@@ -107,7 +108,10 @@ class Options:
     config: Path = Path("configs/latent-10m.yaml")
     """Everything but the objectives."""
     variants: str = ",".join(VARIANTS)
+    """What to train, each with the first of the seeds."""
     seeds: str = "0"
+    repeated: str = ""
+    """Variants to train with every one of the seeds; default: all."""
     cloze: Path | None = None
     """Stories with two endings."""
     limit_documents: int | None = None
@@ -139,19 +143,18 @@ def train(options: Options, device: torch.device) -> dict[str, Path]:
     if base.data.space != "semantic":
         raise UserError(f"--config {options.config}: data.space {base.data.space}; the table compares objectives in the semantic space")
     variants, seeds = comma_separated(options.variants), whole_numbers(options.seeds, "--seeds")
-    unknown = [variant for variant in variants if variant not in VARIANTS]
-    if unknown:
-        raise UserError(f"--variants {', '.join(unknown)}: choose from {', '.join(VARIANTS)}")
-    for seed in seeds:
-        for variant in variants:
-            label = variant if len(seeds) == 1 else f"{variant}, seed {seed}"
-            run = options.out / "runs" / f"{variant.replace(' ', '_')}-{seed}"
-            settings = settings_of(variant, base)
-            say(f"{label} → {run}")
-            alphabet = Alphabet(load_tokens(options.lexical_lm)) if settings.objectives.lexical else None
-            task = Pretraining.on_corpus(options.train, settings, alphabet=alphabet, seed=seed, device=device)
-            Trainer(task, settings, run, seed=seed).train()
-            runs[label] = run
+    repeated = comma_separated(options.repeated) if options.repeated else variants
+    if unknown := [variant for variant in (*variants, *repeated) if variant not in VARIANTS]:
+        raise UserError(f"--variants and --repeated {', '.join(unknown)}: choose from {', '.join(VARIANTS)}")
+    for variant, seed in [(variant, seed) for seed in seeds for variant in variants if seed == seeds[0] or variant in repeated]:
+        label = variant if seed == seeds[0] else f"{variant}{_SEED}{seed}"
+        run = options.out / "runs" / f"{variant.replace(' ', '_')}-{seed}"
+        settings = settings_of(variant, base)
+        say(f"{label} → {run}")
+        alphabet = Alphabet(load_tokens(options.lexical_lm)) if settings.objectives.lexical else None
+        task = Pretraining.on_corpus(options.train, settings, alphabet=alphabet, seed=seed, device=device)
+        Trainer(task, settings, run, seed=seed).train()
+        runs[label] = run
     return runs
 
 
@@ -163,7 +166,7 @@ def predictors_of(runs: Mapping[str, Path], judged: Documents, device: torch.dev
         model = LatentTransformer.from_pretrained(run, device=device)
         found[label] = predictor_of(model, sections)
         if model.sampler is not None:
-            found[f"{label}, one sample"] = predictor_of(model, sections, VectorSampling(temperature=temperature))
+            found[label + _ONE_SAMPLE] = predictor_of(model, sections, VectorSampling(temperature=temperature))
     return found
 
 
@@ -178,15 +181,34 @@ def judge(options: Options, runs: Mapping[str, Path], domain: str, corpus: Corpu
     with Progress(domain, len(predictors), "predictors") as progress:
         board = measure(judged.held_out.vectors(), judged.held_out.parts(), predictors, advance=lambda name: progress.advance(1, name))
     rows = board.rows(resamples=options.resamples)
-    reference = next((label for label in runs if label.split(",")[0] == REFERENCE), None)
     for row in rows:
-        if reference is None:
+        _, seeded, seed = row["predictor"].removesuffix(_ONE_SAMPLE).partition(_SEED)
+        reference = REFERENCE + seeded + seed if REFERENCE + seeded + seed in runs else REFERENCE
+        if reference not in runs:
             continue
         lead = board.difference(row["predictor"], reference, resamples=options.resamples)
         named = intervals.as_row({f"lead_{metric}": estimate for metric, estimate in lead.items()})
         row["intervals"] |= named.pop("intervals")
         row |= named
-    return {"rows": rows, "notes": judged.notes}
+    return {"rows": rows, "seeds": over_seeds(rows), "notes": judged.notes}
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and range over the seeds of every column, for what was trained with several; the range takes the place of the interval."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        sampled = row["predictor"].endswith(_ONE_SAMPLE)
+        name = row["predictor"].removesuffix(_ONE_SAMPLE).partition(_SEED)[0] + (_ONE_SAMPLE if sampled else "")
+        groups.setdefault(name, []).append(row)
+    found = []
+    for name, group in groups.items():
+        if len(group) > 1:
+            columns = [column.key for column in COLUMNS if column.key != "predictor"]
+            values = {key: [float(row.get(key, np.nan)) for row in group] for key in columns}
+            means = {key: float(np.mean(column)) for key, column in values.items()}
+            ranges = {key: [min(column), max(column)] for key, column in values.items()}
+            found.append({"predictor": f"{name} ({len(group)} seeds)"} | means | {"intervals": ranges})
+    return found
 
 
 def word(options: Options, runs: Mapping[str, Path], corpus: Corpus, device: torch.device) -> dict[str, Any]:
@@ -242,7 +264,7 @@ def main(options: Options) -> None:
         "config": to_dict(load_settings(PretrainSettings, options.config)),
     }
     asked |= {
-        "runs": {label: [run.name, asdict(VARIANTS[label.split(",")[0]])] for label, run in runs.items()},
+        "runs": {label: [run.name, asdict(VARIANTS[label.partition(_SEED)[0]])] for label, run in runs.items()},
         "resamples": options.resamples,
     }
     asked |= {
@@ -271,6 +293,9 @@ def main(options: Options) -> None:
             write_json(options.out / f"{name}.json", report(results, seed=0, device=str(device), elapsed_seconds=0.0))
         tables.show(results["rows"], columns, title=name)
         text += [f"## {name}", "", tables.markdown(results["rows"], columns), ""]
+        if results.get("seeds"):
+            tables.show(results["seeds"], columns, title=f"{name}: mean and range over seeds")
+            text += ["Mean and range over seeds:", "", tables.markdown(results["seeds"], columns), ""]
     with atomic_write(options.out / "objectives.md", "w") as handle:
         handle.write("\n".join(text))
 

@@ -43,12 +43,16 @@ def test_runs_share_a_scoreboard_and_are_kept(script: ModuleType, tmp_path: Path
     (tmp_path / "stories.jsonl").write_text(json.dumps({"sentences": ["War.", "Peace."], "endings": ["Law.", "Iron."], "right": 1}) + "\n")
     options = script.Options(
         train=training_corpus, judge=(f"made-up={held_out_corpus}",), out=tmp_path / "out", config=tmp_path / "tiny.yaml",
-        variants="mse,infonce + energy,infonce + lexical", lexical_lm="stub", cloze=tmp_path / "stories.jsonl", resamples=20, device="cpu",
+        variants="mse,infonce + energy,infonce + lexical", lexical_lm="stub",
+        seeds="0,1", repeated="mse", cloze=tmp_path / "stories.jsonl", resamples=20, device="cpu",
     )  # fmt: skip
     script.main(options)
     rows = {row["predictor"]: row for row in json.loads((tmp_path / "out/made-up.json").read_text())["results"]["rows"]}
     assert {"mse", "infonce + energy", "infonce + energy, one sample", "last vector", "ridge"} <= set(rows)
-    assert rows["mse"]["lead_contrastive_accuracy"] == 0
+    assert rows["mse"]["lead_contrastive_accuracy"] == 0 == rows["mse, seed 1"]["lead_contrastive_accuracy"]
+    (seeds,) = json.loads((tmp_path / "out/made-up.json").read_text())["results"]["seeds"]
+    both = [rows["mse"]["recall_at_10"], rows["mse, seed 1"]["recall_at_10"]]
+    assert seeds["predictor"] == "mse (2 seeds)" and seeds["recall_at_10"] == pytest.approx(sum(both) / 2)
     energy = rows["infonce + energy"]
     assert energy["lead_l2"] == pytest.approx(energy["l2"] - rows["mse"]["l2"], abs=1e-9)
     stories = {row["predictor"] for row in json.loads((tmp_path / "out/cloze.json").read_text())["results"]["rows"]}
