@@ -28,12 +28,14 @@ from lsm.decode.settings import AdapterSettings
 from lsm.decode.shipped import CONFIG, SHIPPED
 from lsm.errors import UserError
 from lsm.files import fingerprint, read_json, sha256_file, write_json
+from lsm.training.stored import pack, unpack
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
 
 FORMAT = "lsm learned code"
-_IN_INT8, _SCALE = ("reader.of_code_TKF", "reader.of_written_TKF"), ".scale"
+_IN_INT8 = ("reader.of_code_TKF", "reader.of_written_TKF")
+"""What the hidden layer reads, most of the weights."""
 BOUND = 4.0
 """Codes have unit variance in every dim and lie within ±BOUND, so that int8 steps of BOUND/127 are finer than any noise trained with."""
 
@@ -151,7 +153,7 @@ class LearnedCode(nn.Module):
         """Write config.json, model.safetensors and README.md into the existing `folder`; float32 stores every weight as it is."""
         left_out = ("stand_in.", "adapter.") if self.home.shipped_adapter is not None else ("stand_in.",)
         state = {name: value.detach().cpu() for name, value in self.state_dict().items() if not name.startswith(left_out)}
-        save_file(_packed(state, dtype), folder / WEIGHTS, metadata={"format": FORMAT})
+        save_file(pack(state, dtype, in_int8=lambda name, _: name in _IN_INT8), folder / WEIGHTS, metadata={"format": FORMAT})
         config = {"code": to_dict(self.settings), "adapter": to_dict(self.adapter.settings), "home": dataclasses.asdict(self.home)}
         write_json(folder / CONFIG, {"format": FORMAT} | config)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -174,7 +176,7 @@ class LearnedCode(nn.Module):
             adapter = PrefixAdapter(settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG)), home.adapter)
         code = cls(settings_from(CodeSettings, config["code"], origin=str(folder / CONFIG)), adapter, home)
         try:
-            state = _unpacked(load_file(folder / WEIGHTS))
+            state = unpack(load_file(folder / WEIGHTS))
             code.lora = nn.ParameterDict({n.removeprefix("lora."): nn.Parameter(v) for n, v in state.items() if n.startswith("lora.")})
             if home.shipped_adapter is not None:
                 state |= {f"adapter.{name}": value for name, value in adapter.state_dict().items()}
@@ -252,25 +254,6 @@ class _StandIn(nn.Module):
         x_BTC = nn.functional.pad(self.inlet(embedded_BTH), (0, 0, 2, 0))  # two empty places before the first token
         last_BTC, before_BTC = x_BTC[:, 1:-1], x_BTC[:, :-2]
         return self.down(nn.functional.gelu(self.up(torch.cat([last_BTC, before_BTC], dim=-1))))
-
-
-def _packed(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights as they are stored: in `dtype`, but what the hidden layer reads, most of them, as int8 with a scale for each row."""
-    packed = {}
-    for name, value in state.items():
-        if name in _IN_INT8 and dtype != torch.float32:
-            scale = (value.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-8)
-            packed[name] = (value / scale).round().to(torch.int8)
-            packed[name + _SCALE] = scale.float()
-        else:
-            packed[name] = value.to(dtype).contiguous()
-    return packed
-
-
-def _unpacked(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `_packed` kept, float32."""
-    scales = {name.removesuffix(_SCALE): value for name, value in stored.items() if name.endswith(_SCALE)}
-    return {name: value.float() * scales.get(name, 1.0) for name, value in stored.items() if not name.endswith(_SCALE)}
 
 
 def _shipped(named: dict[str, str], encoder: dict[str, Any]) -> PrefixAdapter:

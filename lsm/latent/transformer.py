@@ -31,8 +31,10 @@ from lsm.latent.positions import Positions, rotate
 from lsm.latent.settings import ModelSettings, RopeScaling
 from lsm.latent.space import Part, unit_parts
 from lsm.training.parallel import whole
+from lsm.training.stored import pack, unpack
 
 FORMAT = 2
+SHIPPED = Path(__file__).parent / "shipped"
 _ROWS_AT_A_TIME = 64
 _NOT_IN_MODEL_FILE = ("normaliser.", "positions.")  # one has its own file, the other is computed from the config
 
@@ -300,33 +302,43 @@ class LatentTransformer(nn.Module):
             raise UserError(f"{origin} is a model of another size or space ({odd[0]}); give the settings that it was trained with")
         self.load_state_dict(shared, strict=False)
 
-    def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
-        """Write model.safetensors, normaliser.safetensors, config.json and README.md (the card) into `folder`."""
+    def save_pretrained(self, folder: str | Path, card: str | None = None, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write model.safetensors, normaliser.safetensors, config.json and README.md (the card) into `folder`.
+
+        A `dtype` other than float32 stores matrices as int8 with a scale for each row, and the rest in `dtype`.
+        """
         from lsm.latent.card import model_card
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         named = {name: value for name, value in self.state_dict().items() if not name.startswith(_NOT_IN_MODEL_FILE)}
         state = {name: whole(value).cpu().contiguous() for name, value in named.items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        packed = pack(state, dtype, in_int8=lambda name, value: value.ndim == 2)
+        save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
         self.normaliser.save(folder)
         write_json(folder / "config.json", {"kind": "latent-transformer", "format": FORMAT} | to_dict(self.config))
         (folder / "README.md").write_text(card or model_card(self), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> LatentTransformer:
-        """Load what `save_pretrained` wrote; `folder` may also be the run whose `final/` holds it.
+        """Load what `save_pretrained` wrote; `folder` may also be the run whose `final/` holds it, or the name of a shipped model.
 
         Raises:
             UserError: nothing there, an unfinished run, another kind of thing, or weights that do not fit the config.
         """
         folder = Path(folder)
+        if not folder.exists() and (SHIPPED / folder / "config.json").exists():
+            folder = SHIPPED / folder
         if not (folder / "config.json").exists() and (folder / "run.json").exists():
             folder = folder / "final"
             if not folder.exists():
                 raise UserError(f"run {folder.parent} is not finished (no final/); run its pretrain command again to finish it")
         if not (folder / "config.json").exists():
-            raise UserError(f"{folder} holds no latent transformer (no config.json); make one with: lsm pretrain --corpus DIR --out RUN")
+            shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))) or "none"
+            raise UserError(
+                f"{folder} holds no latent transformer (no config.json; shipped: {shipped}); make one with: "
+                "lsm pretrain --corpus DIR --out RUN"
+            )
         raw = read_json(folder / "config.json")
         if not isinstance(raw, dict) or raw.pop("kind", None) != "latent-transformer" or raw.pop("format", None) != FORMAT:
             raise UserError(
@@ -335,7 +347,7 @@ class LatentTransformer(nn.Module):
         config = settings_from(LatentConfig, raw, origin=str(folder / "config.json"))
         try:
             model = cls(config, Normaliser.load(folder))
-            missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+            missing, unexpected = model.load_state_dict(unpack(load_file(folder / "model.safetensors")), strict=False)
         except (OSError, RuntimeError, KeyError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"weights in {folder} are damaged or do not fit its config.json ({reason}); copy or train it again") from error
