@@ -32,10 +32,15 @@ _ROWS_AT_ONCE = 16384
 
 
 class PhraseStore:
-    """Sentences to search by vector. Rows are numbered 0 … len − 1 in corpus order; identical sentences are held once."""
+    """Sentences to search by vector. Rows are numbered 0 … len − 1 in corpus order; identical sentences are held once.
 
-    def __init__(self, index: Any, texts: pa.Table, encoder: dict[str, Any]) -> None:
-        self._index, self._texts, self.encoder = index, texts, encoder
+    Args:
+        texts: `text` and `doc_id` of each row; of a corpus' sentences also `row`, where it first stands there, and `times`, how often.
+        corpus: fingerprint of the corpus it was built over; "" = not known.
+    """
+
+    def __init__(self, index: Any, texts: pa.Table, encoder: dict[str, Any], corpus: str = "") -> None:
+        self._index, self._texts, self.encoder, self.corpus = index, texts, encoder, corpus
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -48,9 +53,10 @@ class PhraseStore:
     @classmethod
     def from_corpus(cls, corpus: Corpus, *, flat_up_to: int = FLAT_UP_TO, quiet: bool = True) -> PhraseStore:
         """Index every distinct sentence of a corpus, in memory (D × 4 bytes each when flat, D × 2 above)."""
-        rows_N, texts, doc_ids = _distinct(corpus, lambda text: [text])
+        rows_N, times_N, texts, doc_ids = _distinct(corpus, lambda text: [text])
         index = _index(len(texts), corpus.dim, lambda places: corpus.vector_at(rows_N[places]), "sentences", flat_up_to, quiet)
-        return cls(index, pa.table({"text": texts, "doc_id": doc_ids}), corpus.encoder)
+        table = pa.table({"text": texts, "doc_id": doc_ids, "row": rows_N, "times": times_N})
+        return cls(index, table, corpus.encoder, corpus.fingerprint)
 
     @classmethod
     def phrases_from_corpus(cls, corpus: Corpus, encode: Encode, *, flat_up_to: int = FLAT_UP_TO, quiet: bool = True) -> PhraseStore:
@@ -59,9 +65,9 @@ class PhraseStore:
         Args:
             encode: the corpus's own encoder, texts → vectors float32 [N, D].
         """
-        _, texts, doc_ids = _distinct(corpus, phrases_of)
+        _, _, texts, doc_ids = _distinct(corpus, phrases_of)
         index = _index(len(texts), corpus.dim, lambda places: encode([texts[n] for n in places]), "phrases", flat_up_to, quiet)
-        return cls(index, pa.table({"text": texts, "doc_id": doc_ids}), corpus.encoder)
+        return cls(index, pa.table({"text": texts, "doc_id": doc_ids}), corpus.encoder, corpus.fingerprint)
 
     @classmethod
     def open(cls, path: Path) -> PhraseStore:
@@ -84,7 +90,7 @@ class PhraseStore:
             if not file.exists() or sha256_file(file) != about["sha256"].get(file.name.removeprefix(path.name) or "index"):
                 raise UserError(f"phrase store {file} is missing or damaged; build it again with lsm build-index")
         index = faiss.read_index(str(path))
-        return cls(index, pq.read_table(_beside(path, ".parquet"), partitioning=None), about["encoder"])
+        return cls(index, pq.read_table(_beside(path, ".parquet"), partitioning=None), about["encoder"], about.get("corpus", ""))
 
     def save(self, path: Path) -> dict[str, Any]:
         """Write the three files and return what the third one says."""
@@ -99,6 +105,7 @@ class PhraseStore:
         about = {
             "format": FORMAT,
             "encoder": self.encoder,
+            "corpus": self.corpus,
             "n_sentences": len(self),
             "index": type(self._index).__name__,
             "sha256": {"index": sha256_file(path), ".parquet": sha256_file(_beside(path, ".parquet"))},
@@ -134,6 +141,20 @@ class PhraseStore:
         """Number of each row's document, counted from 0 in the order in which they are first held, int64 [N]."""
         indices = self._texts["doc_id"].combine_chunks().dictionary_encode().indices
         return indices.to_numpy().astype(np.int64)
+
+    def corpus_rows(self, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+        """Where in its corpus each sentence stands first, int64 [N], and how often it stands there, int64 [N].
+
+        Raises:
+            UserError: it was built over another corpus, or holds phrases.
+        """
+        again = f"build it with: lsm build-index --corpus {corpus.path} --out FILE"
+        if self.corpus != corpus.fingerprint:
+            known = self.corpus or "not recorded by the lsm that wrote it"
+            raise UserError(f"phrase store of another corpus (fingerprint {known}; {corpus.path} has {corpus.fingerprint}); {again}")
+        if "row" not in self._texts.column_names:
+            raise UserError(f"phrase store of phrases, where one of sentences is needed; {again}")
+        return self._texts["row"].to_numpy(), self._texts["times"].to_numpy()
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Unit vectors of rows, float32 [N, D]."""
@@ -173,24 +194,26 @@ def _index(n: int, dim: int, vectors_at: Callable[[np.ndarray], np.ndarray], wha
     return index
 
 
-def _distinct(corpus: Corpus, pieces: Callable[[str], Sequence[str]]) -> tuple[np.ndarray, list[str], list[str]]:
-    """Of every distinct piece of a sentence, where it stands first: corpus row [N], text and document id."""
-    seen: set[bytes] = set()
-    rows, texts, doc_ids = [], [], []
+def _distinct(corpus: Corpus, pieces: Callable[[str], Sequence[str]]) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+    """Of every distinct piece of a sentence, where it stands first: corpus row [N], how often it stands there [N], text and document id."""
+    seen: dict[bytes, int] = {}
+    rows, times, texts, doc_ids = [], [], [], []
     for doc, doc_id in enumerate(corpus.doc_ids):
         start, _ = corpus.rows(doc)
         for place, sentence in enumerate(corpus.texts(doc)):
             for text in pieces(sentence):
                 digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
                 if digest in seen:
+                    times[seen[digest]] += 1
                     continue
-                seen.add(digest)
+                seen[digest] = len(rows)
+                times.append(1)
                 rows.append(start + place)
                 texts.append(text)
                 doc_ids.append(doc_id)
     if not rows:
         raise UserError(f"corpus {corpus.path} holds no sentence to index")
-    return np.array(rows, dtype=np.int64), texts, doc_ids
+    return np.array(rows, dtype=np.int64), np.array(times, dtype=np.int64), texts, doc_ids
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -23,6 +23,19 @@ def test_a_sentence_finds_itself_and_stands_once(small_corpus: Corpus) -> None:
     assert store.document(0) == "doc 0" and store.text(0) == small_corpus.texts(0)[0]
 
 
+def test_a_store_knows_where_its_sentences_stand(small_corpus: Corpus, tmp_path: Path) -> None:
+    PhraseStore.from_corpus(small_corpus).save(tmp_path / "store")
+    store = PhraseStore.open(tmp_path / "store")
+    row_N, times_N = store.corpus_rows(small_corpus)
+    texts = small_corpus.text_at(np.arange(small_corpus.n_sentences))
+    assert row_N.tolist() == [texts.index(store.text(n)) for n in range(len(store))]
+    assert times_N.tolist() == [texts.count(store.text(n)) for n in range(len(store))] and times_N.max() > 1
+    for made, why in ((PhraseStore(None, store._texts, store.encoder), "not recorded"), (store, "of another corpus")):
+        other = Corpus(small_corpus.path, small_corpus.manifest | {"n_tokens": -1})
+        with pytest.raises(UserError, match=why):
+            made.corpus_rows(other)
+
+
 def test_saved_store_answers_the_same(small_corpus: Corpus, tmp_path: Path) -> None:
     store = PhraseStore.from_corpus(small_corpus)
     store.save(tmp_path / "store")
