@@ -12,6 +12,7 @@ from lsm.config import CommonOptions
 from lsm.latent.settings import PretrainSettings
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from lsm.corpus.reader import Corpus
@@ -35,6 +36,8 @@ class Options(CommonOptions):
     """Adapter through which the objective `words` reads predictions: folder or shipped name; default: the shipped one for the encoder."""
     lexical_lm: str = "smollm2-135m-instruct"
     """LM over whose tokens the objective `lexical` forecasts (its weights are not needed)."""
+    index: Path | None = None
+    """Phrase store of this corpus, in which `objectives.hard_negatives` are found (lsm build-index)."""
     settings: Annotated[PretrainSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=PretrainSettings)
     """Everything that shapes the result."""
 
@@ -48,7 +51,7 @@ def run(options: Options) -> dict[str, Any]:
 
     device, _ = choose_device(options.device)
     with joined(device) as ranks:
-        wanted = _decoder(options, ranks.device or device) | _alphabet(options)
+        wanted = _decoder(options, ranks.device or device) | _alphabet(options) | _neighbours(options)
         task = Pretraining.on_corpus(
             options.corpus, options.settings, start_from=options.start_from, seed=options.seed, ranks=ranks, **wanted
         )
@@ -104,3 +107,33 @@ def _require_text(corpus: Corpus, objective: str) -> None:
 
     if not corpus.keeps_text:
         raise UserError(f"--corpus {corpus.path} keeps no text for the objective {objective}; encode it without --drop-text")
+
+
+def _neighbours(options: Options) -> dict[str, Any]:
+    """What hard negatives need, nothing without them."""
+    from lsm.errors import UserError
+
+    wanted = options.settings.objectives.hard_negatives
+    if (options.index is None) == (wanted > 0):
+        raise UserError(
+            f"--objectives.hard-negatives {wanted} needs --index FILE, the phrase store of the corpus (lsm build-index)"
+            if wanted
+            else f"--index {options.index} is for hard negatives; ask for some: --objectives.hard-negatives 1"
+        )
+    if options.index is None:
+        return {}
+    import numpy as np
+
+    from lsm.corpus.reader import Corpus
+    from lsm.decode.phrase_store import PhraseStore
+    from lsm.files import sha256_file
+
+    corpus, store = Corpus.open(options.corpus), PhraseStore.open(options.index)
+    row_N, times_N = store.corpus_rows(corpus)
+    once_N = np.append(np.where(times_N == 1, row_N, -1), -1)  # the last is what the store calls -1: no more
+
+    def neighbours(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        cosine_BK, found_BK = store.search(corpus.vector_at(rows), k)
+        return cosine_BK, once_N[found_BK]
+
+    return {"neighbours": neighbours, "index": sha256_file(options.index)[:16]}

@@ -36,6 +36,10 @@ class VectorDocuments(Protocol):
         """Sentence vectors of a document, [S, D]."""
         ...
 
+    def vector_at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Sentence vectors of any rows, [B, D], in the order asked for."""
+        ...
+
     def column(self, name: str) -> np.ndarray:
         """A numeric column over all rows; the sampler asks for `part` and `section`."""
         ...
@@ -67,6 +71,10 @@ class ArrayDocuments:
     def vectors(self, doc: int) -> np.ndarray:
         """Sentence vectors of a document, [S, D]."""
         return self._vectors[doc]
+
+    def vector_at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Sentence vectors of any rows, [B, D]."""
+        return np.concatenate(self._vectors)[np.asarray(rows, dtype=np.int64)]
 
     def text_at(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The text of any rows."""

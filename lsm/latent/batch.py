@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lsm.corpus.sampler import PackedBatch
 from lsm.latent import objectives
+from lsm.latent.hard_negatives import HardNegativeTable
 from lsm.latent.settings import ObjectiveSettings, PretrainSettings
 from lsm.training.distributed import ALONE, Ranks
 
@@ -35,7 +36,7 @@ class LatentBatch:
     contrast_N: Tensor
     """Which of the N take part in InfoNCE."""
     candidate_MD: Tensor
-    """InfoNCE's targets in the whole batch."""
+    """InfoNCE's targets in the whole batch, and behind them the hard negatives drawn for it."""
     own_N: Tensor
     """Which of them is each query's own."""
     blocked_NM: Tensor
@@ -56,12 +57,19 @@ class LatentBatch:
 
 
 def make_batch(
-    packed: PackedBatch, generator: np.random.Generator, settings: PretrainSettings, *, device: torch.device, ranks: Ranks | None
+    packed: PackedBatch,
+    generator: np.random.Generator,
+    settings: PretrainSettings,
+    *,
+    device: torch.device,
+    ranks: Ranks | None,
+    hard: HardNegativeTable | None = None,
 ) -> LatentBatch:
     """This process's share of a packed batch. Everything is drawn for the whole of it: any number of processes trains on the same.
 
     Args:
         ranks: the processes of a training; None = an evaluation, which each does alone and without dropped or noisy context.
+        hard: where hard negatives are drawn from, in training.
     """
     data, goals, training, ranks = settings.data, settings.objectives, ranks is not None, ranks or ALONE
 
@@ -74,9 +82,6 @@ def make_batch(
     is_own = source // packed.segment_BS.shape[1] % ranks.size == ranks.rank
     contrasted = np.ones(len(source), dtype=bool) if goals.later_pieces else packed.part_BS.reshape(-1)[target] == 0
     source_M, target_M, own_N = source[contrasted], target[contrasted], np.flatnonzero(is_own[contrasted])
-    blocked_NM = np.zeros((0, 0), dtype=bool)
-    if goals.contrasts:
-        blocked_NM = objectives.blocked_candidates(packed, source_M, target_M, in_document=goals.in_document_negatives, own_N=own_N)
     segment_BS = packed.segment_BS[: denoised_rows(len(packed.segment_BS), goals)]
     masked_BS = objectives.span_mask(
         segment_BS, generator, ratio_min=goals.mask_ratio_min, ratio_max=goals.mask_ratio_max, mean_span=goals.mask_span
@@ -90,6 +95,16 @@ def make_batch(
     if goals.words:
         worded = np.sort(generator.permutation(len(source))[: goals.words_sentences])
     own_worded = worded[is_own[worded]]
+    candidate_MD, document_M = packed.z_BSD.reshape(-1, packed.z_BSD.shape[-1])[target_M], packed.document_BS.reshape(-1)[target_M]
+    drawn = None
+    if hard is not None:  # drawn last, so that everything else is as without them
+        drawn = hard.draw(packed.row_id_BS.reshape(-1)[target_M], generator)
+        candidate_MD, document_M = np.concatenate([candidate_MD, drawn.z_XD]), np.concatenate([document_M, drawn.document_X])
+    blocked_NM = np.zeros((0, 0), dtype=bool)
+    if goals.contrasts:
+        blocked_NM = objectives.blocked_candidates(
+            packed, source_M, target_M, in_document=goals.in_document_negatives, own_N=own_N, hard=drawn
+        )
     own_share = {
         "contrast": len(own_N) / max(1, len(source_M)),
         "denoise": masked_BS[ranks.rows].sum() / masked_BS.sum(),
@@ -104,10 +119,10 @@ def make_batch(
         source_N=tensor(own_source),
         target_N=tensor(own_target),
         contrast_N=tensor(np.flatnonzero(contrasted[is_own])),
-        candidate_MD=tensor(packed.z_BSD.reshape(-1, packed.z_BSD.shape[-1])[target_M]),
+        candidate_MD=tensor(candidate_MD),
         own_N=tensor(own_N),
         blocked_NM=tensor(blocked_NM),
-        document_M=tensor(packed.document_BS.reshape(-1)[target_M]),
+        document_M=tensor(document_M),
         hidden_BS=None if hidden_BS is None else tensor(hidden_BS),
         noise_BSD=None if noise_BSD is None else tensor(noise_BSD),
         masked_BS=tensor(masked_BS[ranks.rows]),

@@ -1,9 +1,11 @@
 """The objectives: next-vector MSE, InfoNCE against the batch, and restoring masked spans.
 
-Shape letters: B rows, S sentences, D vector width, N queries, M candidates.
+Shape letters: B rows, S sentences, D vector width, N queries, M candidates, X hard negatives, P pairs.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lsm.corpus.sampler import PAD, PackedBatch
+
+if TYPE_CHECKING:
+    from lsm.latent.hard_negatives import HardNegatives
 
 _NEVER = -1e4
 
@@ -29,11 +34,18 @@ def next_sentences(batch: PackedBatch, *, later_pieces: bool = True) -> tuple[np
 
 
 def blocked_candidates(
-    batch: PackedBatch, source_M: np.ndarray, target_M: np.ndarray, *, in_document: bool = True, own_N: np.ndarray | None = None
+    batch: PackedBatch,
+    source_M: np.ndarray,
+    target_M: np.ndarray,
+    *,
+    in_document: bool = True,
+    own_N: np.ndarray | None = None,
+    hard: HardNegatives | None = None,
 ) -> np.ndarray:
     """Which targets [M] may not stand among the negatives of which query, bool [N, M]; each query's own target is free.
 
-    The queries are those numbered `own_N` of source_M (None = all, so that N = M); own_N is also the number of their targets.
+    The queries are those numbered `own_N` of source_M (None = all, so that N = M); own_N is also the number of their targets. With hard
+    negatives bool [N, M + X]: they stand behind the targets, and are also blocked where they are nearly the query's target.
 
     Blocked are sentences of the query's document up to the query itself (already read: the scoreboard excludes them, and with
     them as negatives the model unlearns that a document stays on its subject), and copies of the target, which nothing can tell
@@ -41,14 +53,21 @@ def blocked_candidates(
     """
     document, row_id, content = (ids.reshape(-1) for ids in (batch.document_BS, batch.row_id_BS, batch.content_BS))
     own_N = np.arange(len(target_M)) if own_N is None else own_N
-    candidate_document = document[target_M].astype(np.int32)
+    candidate_document, candidate_row, content_M = document[target_M].astype(np.int32), row_id[target_M].astype(np.int32), content[target_M]
+    if hard is not None:
+        candidate_document = np.concatenate([candidate_document, hard.document_X.astype(np.int32)])
+        candidate_row = np.concatenate([candidate_row, hard.row_X.astype(np.int32)])
     blocked = candidate_document[own_N, None] == candidate_document[None]
     if in_document:
-        read_until, candidate_row = row_id[source_M[own_N]].astype(np.int32), row_id[target_M].astype(np.int32)
+        read_until = row_id[source_M[own_N]].astype(np.int32)
         blocked &= candidate_row[None] <= read_until[:, None]
-    _, kind = np.unique(content[target_M], return_inverse=True)
+    _, kind = np.unique(content_M, return_inverse=True)
     kind = kind.astype(np.int32)
-    blocked |= kind[own_N, None] == kind[None]
+    blocked[:, : len(kind)] |= kind[own_N, None] == kind[None]
+    if hard is not None:
+        is_alike_MX = np.zeros((len(target_M), len(hard.row_X)), dtype=bool)
+        is_alike_MX[hard.alike_P2[:, 0], hard.alike_P2[:, 1]] = True
+        blocked[:, len(kind) :] |= is_alike_MX[own_N]
     blocked[np.arange(len(own_N)), own_N] = False
     return blocked
 

@@ -26,6 +26,7 @@ from lsm.latent.attention import require as require_attention
 from lsm.latent.batch import LatentBatch, denoised_rows, make_batch
 from lsm.latent.card import model_card
 from lsm.latent.evaluation import evaluate_batches
+from lsm.latent.hard_negatives import HardNegativeTable, Neighbours
 from lsm.latent.heads import DenoisingHead, EnergyHead
 from lsm.latent.lexical import LexicalSpace
 from lsm.latent.normaliser import Normaliser
@@ -59,6 +60,8 @@ class Pretraining(Task):
         decoder: what tells one such decoder from another.
         start_from: run whose weights the model starts from.
         alphabet: tokens of the LM that will write, for the objective `lexical`; the source must have `text_at` then.
+        neighbours: finds sentences of the source that resemble others, for `objectives.hard_negatives`.
+        index: what tells one such finder from another.
 
     Raises:
         UserError: too few documents to train on and hold out.
@@ -81,6 +84,8 @@ class Pretraining(Task):
         decoder: str = "",
         alphabet: Alphabet | None = None,
         start_from: Path | None = None,
+        neighbours: Neighbours | None = None,
+        index: str = "",
         seed: int = 0,
         device: torch.device | str = "cpu",
         ranks: Ranks = ALONE,
@@ -88,13 +93,15 @@ class Pretraining(Task):
         self.settings, self.seed, self.ranks, self.device = settings, seed, ranks, ranks.device or torch.device(device)
         require_attention(settings.model.attention, self.device)
         self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}} | ({"decoder": decoder} if decoder else {})
-        self._inputs |= {"alphabet": alphabet.sha256} if alphabet else {}
+        self._inputs |= ({"alphabet": alphabet.sha256} if alphabet else {}) | ({"index": index} if index else {})
         assert (settings.objectives.words == 0) == (word_loss is None), "objectives.words and a decoder go together"
         assert (settings.objectives.lexical == 0) == (alphabet is None), "objectives.lexical and an alphabet go together"
         self._word_loss, self._alphabet = word_loss, alphabet
+        assert (settings.objectives.hard_negatives == 0) == (neighbours is None), "objectives.hard_negatives and neighbours go together"
         train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
         # In a fixed random order, so that less data is not another domain.
         train = np.sort(train[permutation(len(train), 0, 0)[: settings.data.limit_documents]])
+        self._hard = HardNegativeTable(source, train, neighbours, settings.objectives) if neighbours is not None else None
         self._trained_on = None if text_sha256 is None else [text_sha256[doc] for doc in train]
         rows = max(1, settings.data.batch_sentences // settings.model.context)
         self.sampler = PackedSampler(source, train, context=settings.model.context, rows=rows, seed=seed)
@@ -147,6 +154,8 @@ class Pretraining(Task):
         decoder: str = "",
         alphabet: Alphabet | None = None,
         start_from: Path | None = None,
+        neighbours: Neighbours | None = None,
+        index: str = "",
         seed: int,
         device: torch.device | str = "cpu",
         ranks: Ranks = ALONE,
@@ -168,6 +177,8 @@ class Pretraining(Task):
             decoder=decoder,
             alphabet=alphabet,
             start_from=start_from,
+            neighbours=neighbours,
+            index=index,
             seed=seed,
             device=device,
             ranks=ranks,
@@ -176,7 +187,13 @@ class Pretraining(Task):
     def batch(self, index: int) -> LatentBatch:
         """Training batch number `index`."""
         generator = np.random.Generator(np.random.Philox(key=step_seed(self.seed, index)))
-        return make_batch(self.sampler.batch(index), generator, self.settings, device=self.device, ranks=self.ranks)
+        packed = self.sampler.batch(index)
+        return make_batch(packed, generator, self.settings, device=self.device, ranks=self.ranks, hard=self._hard)
+
+    def prepare(self, folder: Path, *, quiet: bool) -> None:
+        """Find the sentences that hard negatives are drawn from."""
+        if self._hard is not None:
+            self._hard.prepare(folder / "hard-negatives", ranks=self.ranks, quiet=quiet)
 
     def loss(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Any]]:
         """The weighted sum and each of its parts."""
@@ -242,7 +259,8 @@ class Pretraining(Task):
             if p.requires_grad and p.ndim >= 2
         )
         attention = 12 * settings.model.layers * settings.model.hidden * settings.model.context
-        contrast = 6 * sentences**2 * self.model.config.dim if settings.objectives.contrasts else 0
+        candidates = sentences * (1 + settings.objectives.hard_negatives)
+        contrast = 6 * sentences * candidates * self.model.config.dim if settings.objectives.contrasts else 0
         return settings.accumulate * (sentences * passes * (6 * weights + attention) + contrast)
 
     def _check_shares(self, rows: int) -> None:

@@ -119,6 +119,12 @@ class ObjectiveSettings:
     """Let InfoNCE tell the next sentence from later ones of its document too; sentences already read are never negatives."""
     later_pieces: bool = True
     """Let InfoNCE predict the later pieces of sentences that were split for their length, and use them as negatives."""
+    hard_negatives: int = 0
+    """For each target so many sentences that resemble it join the candidates of its batch in training (needs --index)."""
+    hard_negatives_near: int = 32
+    """They are drawn from so many of its nearest."""
+    hard_negatives_most: float = 0.95
+    """Those nearer than this cosine are taken for the same sentence and left out."""
     mask_ratio_min: float = 0.15
     """Smallest share of a row's sentences that is masked."""
     mask_ratio_max: float = 0.30
@@ -154,6 +160,13 @@ class ObjectiveSettings:
             problems.append(f"objectives.focus {self.focus} must lie in [0, 1]")
         if self.in_document and not self.in_document_negatives:
             problems.append(f"objectives.in_document {self.in_document} needs objectives.in_document_negatives")
+        if not 0 <= self.hard_negatives <= self.hard_negatives_near or not 0 < self.hard_negatives_most <= 1:
+            problems.append(
+                f"objectives.hard_negatives {self.hard_negatives} must lie between 0 and hard_negatives_near {self.hard_negatives_near}, "
+                f"and hard_negatives_most {self.hard_negatives_most} in (0, 1]"
+            )
+        if self.hard_negatives and not self.contrasts:
+            problems.append(f"objectives.hard_negatives {self.hard_negatives} needs a weight for infonce or in_document")
         if not 0 < self.temperature_min <= self.temperature:
             problems.append(f"objectives.temperature {self.temperature} must be at least temperature_min {self.temperature_min} > 0")
         if not 0 < self.mask_ratio_min <= self.mask_ratio_max < 1:

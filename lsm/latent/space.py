@@ -4,7 +4,7 @@ The semantic part has unit length. Learned codes have unit variance in each of t
 so that the cosine of the whole (InfoNCE, roll-outs) is about the mean of the parts' cosines, whatever K. The mean squared error is taken
 in the normaliser's space, where each dim weighs the same: 128 of 384 + 128 dims have a quarter of it.
 
-Shape letters: S sentences, D width of all parts.
+Shape letters: S sentences, B rows asked for, D width of all parts.
 """
 
 from __future__ import annotations
@@ -88,6 +88,10 @@ class SpaceDocuments:
     def vectors(self, doc: int) -> np.ndarray:
         """Vectors of a document, float16 [S, D]."""
         return beside([self.corpus.vectors(doc, part.name) for part in self.parts], self.parts)
+
+    def vector_at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Vectors of any rows, float16 [B, D], in the order asked for."""
+        return beside([self.corpus.vector_at(rows, part.name) for part in self.parts], self.parts)
 
     def column(self, name: str) -> np.ndarray:
         """A numeric column over all rows."""
