@@ -14,6 +14,7 @@ from lsm.latent.settings import PretrainSettings
 if TYPE_CHECKING:
     import torch
 
+    from lsm.codes.alphabet import Alphabet
     from lsm.corpus.reader import Corpus
     from lsm.decode.word_losses import PrefixLosses
 
@@ -50,9 +51,15 @@ def run(options: Options) -> dict[str, Any]:
 
     device, _ = choose_device(options.device)
     with joined(device) as ranks:
-        wanted = {"decoder": _decoder(options, ranks.device or device)} | _alphabet(options)
+        decoder, alphabet = _decoder(options, ranks.device or device), _alphabet(options)
         task = Pretraining.on_corpus(
-            options.corpus, options.settings, start_from=options.start_from, seed=options.seed, ranks=ranks, **wanted
+            options.corpus,
+            options.settings,
+            decoder=decoder,
+            alphabet=alphabet,
+            start_from=options.start_from,
+            seed=options.seed,
+            ranks=ranks,
         )
         trainer = Trainer(task, options.settings, options.out, seed=options.seed, resume=options.resume, quiet=options.quiet)
         results = trainer.train()
@@ -86,16 +93,16 @@ def _decoder(options: Options, device: torch.device) -> PrefixLosses | None:
     return PrefixLosses(decoder, max_tokens=goals.words_tokens, context_tokens=goals.words_context)
 
 
-def _alphabet(options: Options) -> dict[str, Any]:
+def _alphabet(options: Options) -> Alphabet | None:
     """What the objective `lexical` needs, nothing without it."""
     if not options.settings.objectives.lexical:
-        return {}
+        return None
     from lsm.codes.alphabet import Alphabet
     from lsm.corpus.reader import Corpus
     from lsm.lm.tokens import load_tokens
 
     _require_text(Corpus.open(options.corpus), "lexical")
-    return {"alphabet": Alphabet(load_tokens(options.lexical_lm))}
+    return Alphabet(load_tokens(options.lexical_lm))
 
 
 def _require_text(corpus: Corpus, objective: str) -> None:
