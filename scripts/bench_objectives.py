@@ -45,7 +45,17 @@ from lsm.provenance import choose_device, report
 from lsm.report import tables
 from lsm.training.loop import Trainer
 
-_OFF = {"mse": 0.0, "infonce": 0.0, "in_document": 0.0, "denoise": 0.0, "sampler": 0.0, "words": 0.0, "lexical": 0.0}
+_OFF = {
+    "mse": 0.0,
+    "infonce": 0.0,
+    "in_document": 0.0,
+    "denoise": 0.0,
+    "sampler": 0.0,
+    "words": 0.0,
+    "text_lm": 0.0,
+    "lexical": 0.0,
+    "ahead": 0.0,
+}
 _MIXTURE = {"infonce": 1.0, "in_document": 0.1}
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from lsm.codes.alphabet import Alphabet
     from lsm.corpus.reader import Corpus
+    from lsm.decode.word_losses import PrefixLosses
 
 
 @dataclass(kw_only=True)
@@ -33,7 +35,8 @@ class Options(CommonOptions):
     start_from: Path | None = None
     """Run whose weights to start from, of the same size and space: for a short fine-tune with other objectives."""
     adapter: str | None = None
-    """Adapter through which the objective `words` reads predictions: folder or shipped name; default: the shipped one for the encoder."""
+    """Adapter through which the objectives `words` and `text_lm` read predictions: folder or shipped name; default: the shipped one for the
+    encoder."""
     lexical_lm: str = "smollm2-135m-instruct"
     """LM over whose tokens the objective `lexical` forecasts (its weights are not needed)."""
     index: Path | None = None
@@ -51,9 +54,16 @@ def run(options: Options) -> dict[str, Any]:
 
     device, _ = choose_device(options.device)
     with joined(device) as ranks:
-        wanted = _decoder(options, ranks.device or device) | _alphabet(options) | _neighbours(options)
+        decoder, alphabet = _decoder(options, ranks.device or device), _alphabet(options)
         task = Pretraining.on_corpus(
-            options.corpus, options.settings, start_from=options.start_from, seed=options.seed, ranks=ranks, **wanted
+            options.corpus,
+            options.settings,
+            decoder=decoder,
+            alphabet=alphabet,
+            start_from=options.start_from,
+            seed=options.seed,
+            ranks=ranks,
+            **_neighbours(options),
         )
         trainer = Trainer(task, options.settings, options.out, seed=options.seed, resume=options.resume, quiet=options.quiet)
         results = trainer.train()
@@ -68,38 +78,35 @@ def run(options: Options) -> dict[str, Any]:
     return results
 
 
-def _decoder(options: Options, device: torch.device) -> dict[str, Any]:
-    """What the objective `words` needs, nothing without it."""
+def _decoder(options: Options, device: torch.device) -> PrefixLosses | None:
+    """What the objectives `words` and `text_lm` need, nothing without them."""
     from lsm.errors import UserError
 
-    if not options.settings.objectives.words:
+    goals = options.settings.objectives
+    if not goals.worded:
         if options.adapter:
-            raise UserError(f"--adapter {options.adapter} is for the objective words; give it a weight: --objectives.words 1")
-        return {}
+            raise UserError(f"--adapter {options.adapter} is for the objectives words and text_lm; give one a weight: --objectives.words 1")
+        return None
     from lsm.corpus.reader import Corpus
     from lsm.decode.load import DecoderSource
+    from lsm.decode.word_losses import PrefixLosses
 
     corpus = Corpus.open(options.corpus)
-    _require_text(corpus, "words")
+    _require_text(corpus, "words" if goals.words else "text_lm")
     decoder = DecoderSource(encoder=corpus.encoder, adapter=options.adapter, device=device).prefix()
-    decoder.adapter.requires_grad_(False)
-    most = options.settings.objectives.words_tokens
-    return {
-        "word_loss": lambda z_ND, texts: decoder.loss(z_ND, texts, max_tokens=most),
-        "decoder": f"{decoder.adapter.sha256()[:16]} through {decoder.lm.sha256[:16]}",
-    }
+    return PrefixLosses(decoder, max_tokens=goals.words_tokens, context_tokens=goals.words_context)
 
 
-def _alphabet(options: Options) -> dict[str, Any]:
+def _alphabet(options: Options) -> Alphabet | None:
     """What the objective `lexical` needs, nothing without it."""
     if not options.settings.objectives.lexical:
-        return {}
+        return None
     from lsm.codes.alphabet import Alphabet
     from lsm.corpus.reader import Corpus
     from lsm.lm.tokens import load_tokens
 
     _require_text(Corpus.open(options.corpus), "lexical")
-    return {"alphabet": Alphabet(load_tokens(options.lexical_lm))}
+    return Alphabet(load_tokens(options.lexical_lm))
 
 
 def _require_text(corpus: Corpus, objective: str) -> None:

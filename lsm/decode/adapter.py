@@ -20,6 +20,7 @@ from lsm.decode.settings import AdapterSettings
 from lsm.decode.shipped import CONFIG
 from lsm.errors import UserError
 from lsm.files import read_json, write_json
+from lsm.lm.loss import frozen_cross_entropy, row_means
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
@@ -193,12 +194,19 @@ def sentence_loss(adapter: PrefixAdapter, lm: FrozenLM, z_BD: Tensor, ids_BT: Te
 
     Gradients flow into the adapter and into `z_BD`. Arguments as of `FrozenLM.prefix_loss`.
     """
+    hidden_BTH, prefix = sentence_hidden(adapter, lm, z_BD, ids_BT)
+    with torch.autocast(lm.device.type, enabled=False):
+        return row_means(frozen_cross_entropy(hidden_BTH[mask_BT], lm.head_VH, ids_BT[mask_BT]), mask_BT), prefix
+
+
+def sentence_hidden(adapter: PrefixAdapter, lm: FrozenLM, z_BD: Tensor, ids_BT: Tensor) -> tuple[Tensor, Prefix]:
+    """What the output layer reads [B, T, H] at each token when the LM reads the vectors through the adapter, and the prefix it read."""
     trunk_BF = adapter.trunk(z_BD)
     prefix = adapter.prefix(trunk_BF, lm)
     spoken_BTH = spoken_before(lm.embed(ids_BT))
     bias_BTH = adapter.bias(trunk_BF, spoken_BTH, torch.arange(ids_BT.shape[1], device=lm.device))
     with torch.autocast(lm.device.type, enabled=False):  # the LM has its own dtype
-        return lm.prefix_loss(prefix.prefix_BPH, ids_BT, mask_BT, bias_BTH), prefix
+        return lm.prefix_hidden(prefix.prefix_BPH, ids_BT, bias_BTH), prefix
 
 
 def spoken_before(embedded_BTH: Tensor) -> Tensor:

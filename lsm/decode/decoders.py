@@ -6,7 +6,6 @@ Shape letters: B vectors, D vector width, K candidates, F trunk width, H hidden 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lsm.corpus.format import require_same_space
-from lsm.decode.adapter import PrefixAdapter, sentence_loss
+from lsm.decode.adapter import PrefixAdapter
 from lsm.decode.phrase_store import PhraseStore
 from lsm.decode.vectors import check_vectors
 from lsm.errors import UserError
@@ -91,14 +90,6 @@ class PrefixDecoder:
         greedy = self._write(z_BD, self.sampling, seed)
         drawn = self._write(np.repeat(z_BD, k - 1, axis=0), warm, seed, samples=k - 1) if k > 1 else []
         return [list(dict.fromkeys([first, *drawn[n * (k - 1) : (n + 1) * (k - 1)]])) for n, first in enumerate(greedy)]
-
-    def loss(self, z_BD: Tensor, texts: Sequence[str], *, max_tokens: int) -> Tensor:
-        """Nats a token [B] of each text when its vector is read, of a longer one its first tokens; gradients flow into the vectors."""
-        ids_BT, mask_BT = self.lm.tokenize(texts, max_tokens=max_tokens, add_end=True)
-        cut_B = torch.tensor([len(ids) >= max_tokens for ids in self.lm.tokens.encode(texts)], device=self.lm.device)
-        if cut_B.any():
-            mask_BT[cut_B, max_tokens - 1] = False  # it does not end there
-        return sentence_loss(self.adapter, self.lm, z_BD, ids_BT, mask_BT)[0]
 
     @torch.inference_mode()
     def conditions(self, z_BD: np.ndarray) -> tuple[Tensor, Bias]:

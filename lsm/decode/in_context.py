@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lsm.decode.decoders import PrefixDecoder
 from lsm.decode.phrase_store import PhraseStore
+from lsm.lm.frozen import FrozenLM
 from lsm.lm.generation import Beside
 from lsm.lm.tokens import log_odds
 
@@ -32,6 +33,11 @@ class ReadsText(Protocol):
     def read(self, texts: Sequence[str]) -> None:
         """The sentences before those that are worded next; replaces what was read before."""
         ...
+
+
+def last_tokens(lm: FrozenLM, texts_B: Sequence[Sequence[str]], n_tokens: int) -> list[list[int]]:
+    """The last tokens of each text so far, which is given as its sentences."""
+    return [ids[-n_tokens:] for ids in lm.tokens.encode(["".join(f"{text}\n" for text in texts) for texts in texts_B])]
 
 
 class ContextDecoder(PrefixDecoder):
@@ -73,8 +79,8 @@ class ContextDecoder(PrefixDecoder):
 
     def read(self, texts: Sequence[str]) -> None:
         """The sentences before those that are worded next; the last 96 tokens of them count."""
-        (ids,) = self.lm.tokens.encode(["".join(f"{text}\n" for text in texts)])
-        self._ids_1T = torch.tensor([ids[-CONTEXT_TOKENS:]], device=self.lm.device) if ids else None
+        (ids,) = last_tokens(self.lm, [texts], CONTEXT_TOKENS)
+        self._ids_1T = torch.tensor([ids], device=self.lm.device) if ids else None
 
     def evidence(self, z_BD: np.ndarray) -> tuple[Beside | None, Tensor | None]:
         beside = Beside(self._ids_1T, self.weight) if self._ids_1T is not None and self.weight else None

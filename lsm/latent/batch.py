@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm.corpus.sampler import PackedBatch
+from lsm.corpus.sampler import PAD, PackedBatch
 from lsm.latent import objectives
+from lsm.latent.ahead import Further, further_sentences
 from lsm.latent.hard_negatives import HardNegativeTable
 from lsm.latent.settings import ObjectiveSettings, PretrainSettings
 from lsm.training.distributed import ALONE, Ranks
@@ -52,6 +53,10 @@ class LatentBatch:
     """Which of the N are worded."""
     target_row_N: np.ndarray
     """Number of each target in the corpus."""
+    first_row_N: np.ndarray
+    """Number of the first sentence of its window there."""
+    ahead: tuple[Further, ...]
+    """This process's places with a sentence 2, 3 … further on; empty where the objective `ahead` is off."""
     weights: dict[str, float]
     """What this process's means (`contrast`, `denoise`, `words`, `others`) count in the mean over the processes; 1 where it is alone."""
 
@@ -92,7 +97,7 @@ def make_batch(
     if training and data.noise:
         noise_BSD = (generator.standard_normal(packed.z_BSD.shape, dtype=np.float32) * np.float32(data.noise))[ranks.rows]
     worded = np.zeros(0, dtype=np.int64)
-    if goals.words:
+    if goals.worded:
         worded = np.sort(generator.permutation(len(source))[: goals.words_sentences])
     own_worded = worded[is_own[worded]]
     candidate_MD, document_M = packed.z_BSD.reshape(-1, packed.z_BSD.shape[-1])[target_M], packed.document_BS.reshape(-1)[target_M]
@@ -129,6 +134,8 @@ def make_batch(
         masked_segment_BS=tensor(segment_BS[ranks.rows]),
         worded_N=tensor(is_own.cumsum()[own_worded] - 1),
         target_row_N=packed.row_id_BS.reshape(-1)[target[is_own]],
+        first_row_N=_window_starts(own).reshape(-1)[own_target],
+        ahead=further_sentences(packed, own, goals.heads_ahead, processes=ranks.size, device=torch.device(device)),
         weights={name: ranks.size * float(share) for name, share in own_share.items()},
     )
 
@@ -136,3 +143,10 @@ def make_batch(
 def denoised_rows(rows: int, goals: ObjectiveSettings) -> int:
     """How many of a batch's rows also go through the denoising pass."""
     return max(1, round(rows * goals.denoise_rows))
+
+
+def _window_starts(packed: PackedBatch) -> np.ndarray:
+    """Number in the corpus of the first sentence of each place's window, [B, S]: windows are runs of their document's sentences."""
+    starts = np.diff(packed.segment_BS, axis=1, prepend=PAD - 1) != 0
+    place_BS = np.maximum.accumulate(np.where(starts, np.arange(starts.shape[1]), 0), axis=1)
+    return np.take_along_axis(packed.row_id_BS, place_BS, axis=1)

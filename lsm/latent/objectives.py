@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 _NEVER = -1e4
 
 
-def next_sentences(batch: PackedBatch, *, later_pieces: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def next_sentences(batch: PackedBatch, *, later_pieces: bool = True, distance: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Flat positions s whose next sentence stands beside them in the same window, and those of their targets: int64 [N] each.
 
-    `later_pieces=False` leaves out targets that are a later piece of a split sentence.
+    `later_pieces=False` leaves out targets that are a later piece of a split sentence; `distance` 2 … pairs with sentences further on.
     """
-    follows = (batch.segment_BS[:, 1:] == batch.segment_BS[:, :-1]) & (batch.segment_BS[:, 1:] != PAD)
+    follows = (batch.segment_BS[:, distance:] == batch.segment_BS[:, :-distance]) & (batch.segment_BS[:, distance:] != PAD)
     if not later_pieces:
-        follows &= batch.part_BS[:, 1:] == 0
+        follows &= batch.part_BS[:, distance:] == 0
     row, place = np.nonzero(follows)
     source = row * batch.segment_BS.shape[1] + place
-    return source, source + 1
+    return source, source + distance
 
 
 def blocked_candidates(

@@ -6,13 +6,12 @@ Shape letters: B rows, S sentences, D vector width, N queries.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsm.codes.alphabet import Alphabet
@@ -22,6 +21,7 @@ from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, perm
 from lsm.errors import UserError
 from lsm.files import sha256_file
 from lsm.latent import objectives
+from lsm.latent.ahead import ahead_loss
 from lsm.latent.attention import require as require_attention
 from lsm.latent.batch import LatentBatch, denoised_rows, make_batch
 from lsm.latent.card import model_card
@@ -34,19 +34,18 @@ from lsm.latent.settings import PretrainSettings
 from lsm.latent.space import Part, SpaceDocuments, judged_dims, parts_of
 from lsm.latent.trained_on import read_trained_on, write_trained_on
 from lsm.latent.transformer import LatentConfig, LatentTransformer
+from lsm.latent.words import WordLosses, word_loss
 from lsm.training.distributed import ALONE, Ranks
 from lsm.training.loop import step_seed
 from lsm.training.task import Task
 
-WordLoss = Callable[[Tensor, Sequence[str]], Tensor]
-"""Unit vectors [N, D] and the sentences they should be → nats a token [N], with gradients to the vectors: a frozen decoder's."""
 _EVALUATION = -2
 _MODEL_STREAM = -3
 _SENTENCES_COUNTED = 20_000
 """Sentences that document frequencies are counted in."""
 
 
-_SHARED_BY = {"infonce": "contrast", "in_document": "contrast", "denoise": "denoise", "words": "words"}
+_SHARED_BY = {"infonce": "contrast", "in_document": "contrast", "denoise": "denoise", "words": "words", "text_lm": "words"}
 """Which of `LatentBatch.weights` an objective is a mean over; the rest are means over all queries (`others`)."""
 
 
@@ -56,8 +55,7 @@ class Pretraining(Task):
     Args:
         parts: what the vectors are made of, with `residual` the learned code's fingerprint; empty = semantic vectors.
         text_sha256: of every document's text, to record which ones are trained on; None where there is no text.
-        word_loss: a frozen decoder, for the objective `words`; the source must have `text_at` then.
-        decoder: what tells one such decoder from another.
+        decoder: frozen, for the objectives `words` and `text_lm`; the source must have `text_at` then.
         start_from: run whose weights the model starts from.
         alphabet: tokens of the LM that will write, for the objective `lexical`; the source must have `text_at` then.
         neighbours: finds sentences of the source that resemble others, for `objectives.hard_negatives`.
@@ -80,8 +78,7 @@ class Pretraining(Task):
         residual: dict[str, Any] | None = None,
         corpus_fingerprint: str = "",
         text_sha256: Sequence[str] | None = None,
-        word_loss: WordLoss | None = None,
-        decoder: str = "",
+        decoder: WordLosses | None = None,
         alphabet: Alphabet | None = None,
         start_from: Path | None = None,
         neighbours: Neighbours | None = None,
@@ -92,11 +89,11 @@ class Pretraining(Task):
     ) -> None:
         self.settings, self.seed, self.ranks, self.device = settings, seed, ranks, ranks.device or torch.device(device)
         require_attention(settings.model.attention, self.device)
-        self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}} | ({"decoder": decoder} if decoder else {})
+        self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}} | ({"decoder": decoder.name} if decoder else {})
         self._inputs |= ({"alphabet": alphabet.sha256} if alphabet else {}) | ({"index": index} if index else {})
-        assert (settings.objectives.words == 0) == (word_loss is None), "objectives.words and a decoder go together"
+        assert settings.objectives.worded == (decoder is not None), "objectives in words and a decoder go together"
         assert (settings.objectives.lexical == 0) == (alphabet is None), "objectives.lexical and an alphabet go together"
-        self._word_loss, self._alphabet = word_loss, alphabet
+        self._decoder, self._alphabet = decoder, alphabet
         assert (settings.objectives.hard_negatives == 0) == (neighbours is None), "objectives.hard_negatives and neighbours go together"
         train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
         # In a fixed random order, so that less data is not another domain.
@@ -120,6 +117,7 @@ class Pretraining(Task):
             restores=settings.objectives.denoise > 0,
             guidable=settings.objectives.hide_state > 0,
             lexical=None if alphabet is None else LexicalSpace.over(alphabet, settings.objectives.lexical_dims),
+            ahead=settings.objectives.heads_ahead,
         )  # fmt: skip
         torch.manual_seed(step_seed(seed, _MODEL_STREAM))
         self.model = LatentTransformer(config, normaliser)
@@ -139,7 +137,7 @@ class Pretraining(Task):
             self.model.log_temperature.requires_grad_(False)
         if not settings.objectives.point:
             self.model.correction.requires_grad_(False)
-            if settings.model.sampler != "energy":
+            if settings.model.sampler != "energy" and not settings.objectives.ahead:
                 self.model.anchor.requires_grad_(False)
         if not (settings.objectives.denoise or settings.data.context_dropout):
             self.model.mask_vector.requires_grad_(False)
@@ -150,8 +148,7 @@ class Pretraining(Task):
         path: Path,
         settings: PretrainSettings,
         *,
-        word_loss: WordLoss | None = None,
-        decoder: str = "",
+        decoder: WordLosses | None = None,
         alphabet: Alphabet | None = None,
         start_from: Path | None = None,
         neighbours: Neighbours | None = None,
@@ -173,7 +170,6 @@ class Pretraining(Task):
             residual=None if plain else corpus.residual,
             corpus_fingerprint=corpus.fingerprint,
             text_sha256=corpus.documents["text_sha256"].to_pylist(),
-            word_loss=word_loss,
             decoder=decoder,
             alphabet=alphabet,
             start_from=start_from,
@@ -248,7 +244,7 @@ class Pretraining(Task):
 
     def flops_per_step(self) -> float:
         """6 × weights × sentences for the passes (Kaplan et al. 2020), attention's products, InfoNCE's, and each sample of an energy head;
-        the frozen LM of `words` is not counted."""
+        the frozen LM of `words` and `text_lm` is not counted."""
         settings = self.settings
         samples = settings.objectives.energy_samples if settings.model.sampler == "energy" else 1
         sentences = self.sampler.rows * settings.model.context
@@ -298,12 +294,11 @@ class Pretraining(Task):
             if goals.in_document:
                 blocked_NM = batch.blocked_NM | (batch.document_M[batch.own_N][:, None] != batch.document_M[None])
                 parts["in_document"] = objectives.infonce(logits_NM, blocked_NM, focus=goals.focus, own_N=batch.own_N)
-        if self._word_loss is not None:
-            predicted_ND = model.point(anchor_BSD, self._watched("words", state_BSH)).flatten(0, 1)[batch.source_N[batch.worded_N]]
-            predicted_ND = F.normalize(predicted_ND[:, judged_dims(model.config.parts)], dim=-1)
-            texts = self.sampler.source.text_at(batch.target_row_N[batch.worded_N.cpu().numpy()])
-            # One process of several may have none of them.
-            parts["words"] = self._word_loss(predicted_ND, texts).mean() if texts else 0 * predicted_ND.sum()
+        for name in ("words", "text_lm"):
+            if self._decoder is not None and getattr(goals, name):
+                predicted_ND = model.point(anchor_BSD, self._watched(name, state_BSH)).flatten(0, 1)[batch.source_N[batch.worded_N]]
+                predicted_ND = predicted_ND[:, judged_dims(model.config.parts)]
+                parts[name] = word_loss(name, self._decoder, predicted_ND, batch, self.sampler.source)
         if model.lexical is not None and self._alphabet is not None:
             state_NH = self._watched("lexical", state_BSH).flatten(0, 1)[batch.source_N]
             texts = self.sampler.source.text_at(batch.target_row_N)
@@ -321,6 +316,8 @@ class Pretraining(Task):
             restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, batch.masked_segment_BS, section_BS=batch.section_BS[:rows])
             parts["denoise"] = objectives.denoise(restored_BSD, model.normaliser(batch.z_BSD[:rows]), batch.masked_BS)
         parts = {name: value * batch.weights[_SHARED_BY.get(name, "others")] for name, value in parts.items()}
+        if goals.ahead:  # weighted distance by distance
+            parts["ahead"] = ahead_loss(model, anchor_BSD, self._watched("ahead", state_BSH), batch.z_BSD, batch.ahead)
         total = torch.stack([getattr(goals, name) * value.float() for name, value in parts.items()]).sum()
         return total, parts, (anchor_BSD, state_BSH)
 

@@ -11,7 +11,7 @@ from lsm.training.settings import TrainingSettings, refuse
 Attention = Literal["sdpa", "xformers", "flex"]
 Space = Literal["semantic", "semantic+residual", "residual"]
 RopeScaling = Literal["ntk", "linear"]
-_OBJECTIVES = ("mse", "infonce", "in_document", "denoise", "sampler", "words", "lexical")
+_OBJECTIVES = ("mse", "infonce", "in_document", "denoise", "sampler", "words", "text_lm", "lexical", "ahead")
 
 
 @dataclass(kw_only=True)
@@ -99,14 +99,24 @@ class ObjectiveSettings:
     words: float = 0.0
     """Weight of the cross-entropy of the next sentence's tokens when a frozen decoder reads the predicted vector (SONAR-LLM, Dragunov et
     al. 2025). A pass through the LM for each sentence: for a short fine-tune."""
+    text_lm: float = 0.0
+    """Weight of KL(p‖q) over the next sentence's tokens: p of the frozen LM that reads the text before them itself, q of the decoder that
+    reads the predicted vector (distillation, Hinton et al. 2015). Two passes through the LM for each sentence."""
     words_sentences: int = 32
-    """Sentences of a batch that are worded."""
+    """Sentences of a batch that are worded, by `words` and `text_lm` alike."""
     words_tokens: int = 48
     """Tokens of a sentence that are worded, from its first on."""
+    words_context: int = 96
+    """Tokens of the text before a sentence that the LM of `text_lm` reads, the last ones."""
     lexical: float = 0.0
     """Weight of forecasting the words of the next sentence, as a bag (mean squared error over the bags' mean square)."""
     lexical_dims: int = 256
     """Dims of a bag: more, and words stand clearer of each other."""
+    ahead: float = 0.0
+    """Weight of the mean squared error of sentences beyond the next, each predicted by a head of its own from the same place (Gloeckle et
+    al. 2024, there with tokens), in the normaliser's space."""
+    ahead_sentences: int = 3
+    """How many sentences beyond the next `ahead` predicts."""
     energy_samples: int = 8
     """Samples a position behind an energy score."""
     hide_state: float = 0.15
@@ -142,7 +152,17 @@ class ObjectiveSettings:
     @property
     def point(self) -> bool:
         """Whether an objective trains the head that predicts one vector."""
-        return self.mse > 0 or self.words > 0 or self.contrasts
+        return self.mse > 0 or self.worded or self.contrasts
+
+    @property
+    def worded(self) -> bool:
+        """Whether an objective needs a frozen decoder."""
+        return self.words > 0 or self.text_lm > 0
+
+    @property
+    def heads_ahead(self) -> int:
+        """Heads that predict sentences beyond the next."""
+        return self.ahead_sentences if self.ahead > 0 else 0
 
     def __post_init__(self) -> None:
         problems = [f"objectives.{name} {getattr(self, name)} must not be negative" for name in _OBJECTIVES if not getattr(self, name) >= 0]
@@ -152,6 +172,10 @@ class ObjectiveSettings:
             problems.append(f"objectives.lexical_dims {self.lexical_dims} must be at least 1")
         if self.words_sentences < 1 or self.words_tokens < 2:
             problems.append(f"objectives.words_sentences {self.words_sentences} must be at least 1 and words_tokens {self.words_tokens} 2")
+        if self.words_context < 1:
+            problems.append(f"objectives.words_context {self.words_context} must be at least 1")
+        if self.ahead_sentences < 1:
+            problems.append(f"objectives.ahead_sentences {self.ahead_sentences} must be at least 1 (objectives.ahead 0 predicts none)")
         if self.energy_samples < 2:
             problems.append(f"objectives.energy_samples {self.energy_samples} must be at least 2")
         if not 0 <= self.hide_state < 1:
@@ -235,8 +259,12 @@ class PretrainSettings(TrainingSettings):
         super().__post_init__()
         if self.data.batch_sentences < self.model.context:
             refuse([f"data.batch_sentences {self.data.batch_sentences} is less than one row of model.context {self.model.context}"])
-        if self.objectives.words and self.data.space == "residual":
-            refuse(["objectives.words reads semantic vectors, and data.space residual has none; take semantic+residual"])
+        for name in ("words", "text_lm"):
+            if getattr(self.objectives, name) and self.data.space == "residual":
+                refuse([f"objectives.{name} reads semantic vectors, and data.space residual has none; take semantic+residual"])
+        if self.objectives.heads_ahead > self.model.context - 2:
+            beyond, context = self.objectives.ahead_sentences, self.model.context
+            refuse([f"objectives.ahead_sentences {beyond}: model.context {context} holds at most {context - 2} sentences beyond the next"])
         if (self.model.sampler == "none") != (self.objectives.sampler == 0):
             head, weight = self.model.sampler, self.objectives.sampler
             refuse([f"model.sampler {head} and objectives.sampler {weight}: a head needs a weight, and a weight a head"])

@@ -59,6 +59,8 @@ class LatentConfig:
     """What the words of the next sentence are forecast over; None = they are not."""
     restores: bool = True
     """Whether hidden sentences were restored in training; where not, `restore` gives noise."""
+    ahead: int = 0
+    """Sentences beyond the next that have heads of their own."""
 
 
 class Block(nn.Module):
@@ -122,13 +124,16 @@ class LatentTransformer(nn.Module):
         self.positions = Positions(settings)
         self.attention = settings.attention
         nn.init.normal_(self.mask_vector, std=0.02)
-        for head in (self.correction, self.restoration):
-            nn.init.zeros_(head.bias)
+        nn.init.zeros_(self.restoration.bias)
         nn.init.normal_(self.restoration.weight, std=0.02)
-        if settings.anchor == "none":  # nothing to start from: a zero head would have no direction at all
-            nn.init.normal_(self.correction.weight, std=0.02)
-        else:
-            nn.init.zeros_(self.correction.weight)
+        further = [nn.Linear(settings.hidden, config.dim) for _ in range(config.ahead)]
+        self.further = nn.ModuleList(further)
+        for head in (self.correction, *further):
+            nn.init.zeros_(head.bias)
+            if settings.anchor == "none":  # nothing to start from: a zero head would have no direction at all
+                nn.init.normal_(head.weight, std=0.02)
+            else:
+                nn.init.zeros_(head.weight)
 
     @property
     def context(self) -> int:
@@ -188,9 +193,10 @@ class LatentTransformer(nn.Module):
         state_BSH = self._trunk(x_BSD if noise_BSD is None else x_BSD + noise_BSD, sight, section_BS, hidden_BS)
         return self.anchor(z_BSD.float(), state_BSH, sight.visible_BSS.expand(len(z_BSD), -1, -1)), state_BSH
 
-    def point(self, anchor: Tensor, state: Tensor) -> Tensor:
-        """The one vector predicted from anchor […, D] and state […, H], in raw space."""
-        return anchor + self.correction(state).float() * self.normaliser.scale
+    def point(self, anchor: Tensor, state: Tensor, ahead: int = 0) -> Tensor:
+        """The one vector predicted from anchor […, D] and state […, H], in raw space; `ahead` so many sentences beyond the next."""
+        head = self.further[ahead - 1] if ahead else self.correction
+        return anchor + head(state).float() * self.normaliser.scale
 
     def restore(self, z_BSD: Tensor, masked_BS: Tensor, segment_BS: Tensor | None = None, *, section_BS: Tensor | None = None) -> Tensor:
         """Bidirectional pass over rows whose `masked_BS` sentences are hidden: their vectors in the normaliser's space, [B, S, D]."""
@@ -271,6 +277,27 @@ class LatentTransformer(nn.Module):
         next_BD = self.next_vectors(anchor_BSD[:, -1], state_BSH[:, -1], sampling, generator)
         self.train(was_training)
         return unit_parts(next_BD, self.config.parts)
+
+    @torch.no_grad()
+    def predict_ahead(self, z_BSD: Tensor, document_BS: Tensor | None = None, *, section_BS: Tensor | None = None) -> Tensor:
+        """What the sentences beyond the next should mean, all told from the same place: [B, K, S, D], each part of unit length.
+
+        At k of K and s stands sentence s + 2 + k: the one after the next at k = 0. Arguments as of `forward`, at most `context` sentences.
+
+        Raises:
+            UserError: a model trained without `objectives.ahead`.
+        """
+        if not self.config.ahead:
+            raise UserError("this model predicts the next sentence only; to look further ahead, train one with --objectives.ahead 1")
+        assert z_BSD.shape[1] <= self.context, f"{z_BSD.shape[1]} sentences are more than the model's {self.context}"
+        was_training = self.training
+        self.eval()
+        device = self.mask_vector.device
+        segments, sections = (None if x is None else x.to(device) for x in (document_BS, section_BS))
+        anchor_BSD, state_BSH = self.read(z_BSD.to(device, torch.float32), segments, section_BS=sections)
+        out_BKSD = torch.stack([self.point(anchor_BSD, state_BSH, k + 1) for k in range(self.config.ahead)], dim=1)
+        self.train(was_training)
+        return unit_parts(out_BKSD, self.config.parts)
 
     def next_vectors(
         self, anchor: Tensor, state: Tensor, sampling: VectorSampling | None = None, generator: torch.Generator | None = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lsm.errors import UserError
 from lsm.files import fingerprint
 from lsm.lm.generation import Beside, Bias, Sampling, generate_ids
-from lsm.lm.loss import frozen_cross_entropy, frozen_mean
+from lsm.lm.loss import frozen_cross_entropy, frozen_mean, row_means
 from lsm.lm.tokens import STUB, ByteTokens, FolderTokens, Tokens, pad_ids
 from lsm.provenance import fast_dtype
 
@@ -139,6 +139,13 @@ class FrozenLM:
         output = self._body(inputs_embeds=inputs_BTH.to(self.dtype), past_key_values=cache, use_cache=cache is not None)
         return output.last_hidden_state
 
+    def prefix_hidden(self, prefix_BPH: Tensor, ids_BT: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, T, H] from which the output layer tells each of the tokens after a soft prefix; arguments as of
+        `prefix_loss`."""
+        inputs = torch.cat([prefix_BPH.to(self.dtype), self.embed(ids_BT[:, :-1])], dim=1)
+        hidden_BTH = self.final_hidden(inputs)[:, prefix_BPH.shape[1] - 1 :]
+        return hidden_BTH if bias is None else hidden_BTH.float() + (bias[:, None] if bias.ndim == 2 else bias)
+
     def prefix_loss(self, prefix_BPH: Tensor, ids_BT: Tensor, mask_BT: Tensor, bias: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of each row's tokens, from the first to the end token, after a soft prefix.
 
@@ -151,14 +158,8 @@ class FrozenLM:
         Returns:
             loss_B float32, one number per row.
         """
-        inputs = torch.cat([prefix_BPH.to(self.dtype), self.embed(ids_BT[:, :-1])], dim=1)
-        hidden_BTH = self.final_hidden(inputs)[:, prefix_BPH.shape[1] - 1 :]
-        if bias is not None:
-            hidden_BTH = hidden_BTH.float() + (bias[:, None] if bias.ndim == 2 else bias)
-        loss = frozen_cross_entropy(hidden_BTH[mask_BT], self.head_VH, ids_BT[mask_BT])
-        lengths_B = mask_BT.sum(1)
-        rows = torch.repeat_interleave(torch.arange(len(ids_BT), device=loss.device), lengths_B)
-        return torch.zeros(len(ids_BT), device=loss.device).index_add(0, rows, loss) / lengths_B
+        hidden_BTH = self.prefix_hidden(prefix_BPH, ids_BT, bias)
+        return row_means(frozen_cross_entropy(hidden_BTH[mask_BT], self.head_VH, ids_BT[mask_BT]), mask_BT)
 
     def read(self, inputs_BTH: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """Read T more positions and return the last one's hidden state [B, H] and the grown cache (None starts one)."""

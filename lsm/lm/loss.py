@@ -1,4 +1,4 @@
-"""Cross-entropy through a frozen output layer without ever keeping [N, V] logits: the gradient is made in the forward pass.
+"""Cross-entropy and divergence through a frozen output layer without ever keeping [N, V] logits: the gradient is made in the forward pass.
 
 Shape letters: N rows (positions of all sentences together), H hidden width, V vocabulary.
 """
@@ -82,3 +82,21 @@ def frozen_mean(hidden_NH: Tensor, head_VH: Tensor, offset_V: Tensor | None = No
     """
     assert not head_VH.requires_grad, "the output layer must be frozen: its gradient is not computed"
     return _FrozenHead.apply(hidden_NH, head_VH, None, offset_V, True)
+
+
+def frozen_divergence(teacher_NH: Tensor, student_NH: Tensor, head_VH: Tensor) -> Tensor:
+    """KL(p‖q) of each row [N] in nats, float32: p = softmax(head · teacher), q = softmax(head · student). Differentiable in `student_NH`.
+
+    With A the log-sum-exp of the logits and m = Σ_v p_v head_v the teacher's mean head row, it is A(student) − A(teacher) −
+    (student − teacher) · m: the Bregman divergence of A.
+    """
+    with torch.no_grad():
+        teacher_N, mean_NH = frozen_mean(teacher_NH.float(), head_VH)
+    return frozen_logsumexp(student_NH.float(), head_VH) - teacher_N - ((student_NH.float() - teacher_NH.float()) * mean_NH).sum(-1)
+
+
+def row_means(loss_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """Means [B] of what was computed for the places of `mask_BT` alone, row by row; 0 where a row has none."""
+    lengths_B = mask_BT.sum(1)
+    rows_N = torch.repeat_interleave(torch.arange(len(mask_BT), device=loss_N.device), lengths_B)
+    return torch.zeros(len(mask_BT), device=loss_N.device).index_add(0, rows_N, loss_N) / lengths_B.clamp(min=1)

@@ -112,19 +112,31 @@ def test_sampling_heads_alone_fall_and_say_what_reaches_the_trunk(tmp_path: Path
     assert not model_back.config.point and model_back.config.model.sampler == kind
 
 
-def test_words_are_those_of_the_next_sentence_and_their_gradient_trains() -> None:
+@pytest.mark.parametrize("name", ["words", "text_lm"])
+def test_words_are_those_of_the_next_sentence_and_their_gradient_trains(name: str) -> None:
     plain = spirals()
     source = ArrayDocuments(
         [plain.vectors(doc) for doc in range(len(plain.doc_ids))], texts=[str(row) for row in range(int(plain.starts[-1]))]
     )
     every_DN = torch.from_numpy(np.concatenate([source.vectors(doc) for doc in range(len(source.doc_ids))]).astype(np.float32))
 
-    def word_loss(z_ND: torch.Tensor, texts: Any) -> torch.Tensor:
-        assert torch.allclose(z_ND.norm(dim=-1), torch.ones(len(z_ND)))
-        return (z_ND - torch.nn.functional.normalize(every_DN[[int(text) for text in texts]], dim=-1)).square().sum(-1)
+    class MadeUp:
+        name = "made up"
 
-    config = settings(objectives={"mse": 0, "infonce": 0, "denoise": 0, "words": 1, "words_sentences": 8})
-    made = Pretraining(source, config, dim=DIM, word_loss=word_loss, decoder="made up")
+        def words(self, z_ND: torch.Tensor, texts: Any) -> torch.Tensor:
+            assert torch.allclose(z_ND.norm(dim=-1), torch.ones(len(z_ND)))
+            return (z_ND - torch.nn.functional.normalize(every_DN[[int(text) for text in texts]], dim=-1)).square().sum(-1)
+
+        def text_lm(self, z_ND: torch.Tensor, texts: Any, before: Any) -> torch.Tensor:
+            for text, earlier in zip(texts, before, strict=True):
+                # Rows are numbered through: those before it in its document, as far back as its window of 8 reaches.
+                start = int(source.starts[source.starts <= int(text)][-1])
+                assert earlier == [str(row) for row in range(int(text) - len(earlier), int(text))]
+                assert int(earlier[0]) in range(start, int(text), 7) and len(earlier) in range(1, 8)
+            return self.words(z_ND, texts)
+
+    config = settings(objectives={"mse": 0, "infonce": 0, "denoise": 0, name: 1, "words_sentences": 8})
+    made = Pretraining(source, config, dim=DIM, decoder=MadeUp())
     assert made.fingerprint()["decoder"] == "made up"
     optimizer = torch.optim.Adam([parameter for parameter in made.model.parameters() if parameter.requires_grad], lr=3e-3)
     losses = []
@@ -132,7 +144,7 @@ def test_words_are_those_of_the_next_sentence_and_their_gradient_trains() -> Non
         batch = made.batch(index)
         assert len(batch.worded_N) == 8
         total, parts = made.loss(batch)
-        losses.append(float(parts["words"]))
+        losses.append(float(parts[name]))
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -58,6 +58,34 @@ def test_mean_head_row_is_the_softmax_mean(problem: tuple[torch.Tensor, torch.Te
     assert not mean_NH.requires_grad and normaliser_N.requires_grad
 
 
+def test_divergence_and_its_gradient_are_those_of_the_full_logits(problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    teacher_NH, head_VH, _ = problem
+    student_NH = torch.randn(teacher_NH.shape, generator=torch.Generator().manual_seed(1))
+    plain_NH, fused_NH = student_NH.clone().requires_grad_(), student_NH.clone().requires_grad_()
+    log_p_NV, log_q_NV = (torch.log_softmax(hidden_NH @ head_VH.T, -1) for hidden_NH in (teacher_NH, plain_NH))
+    plain_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(1)
+    fused_N = fused.frozen_divergence(teacher_NH.clone().requires_grad_(), fused_NH, head_VH)
+    torch.testing.assert_close(fused_N, plain_N, rtol=1e-4, atol=1e-4)
+    assert (fused_N > 0).all()
+    weight_N = torch.arange(1.0, len(plain_N) + 1)
+    (plain_N * weight_N).sum().backward()
+    (fused_N * weight_N).sum().backward()
+    torch.testing.assert_close(fused_NH.grad, plain_NH.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_equal_distributions_do_not_diverge(problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    hidden_NH, head_VH, _ = problem
+    same_NH = hidden_NH.clone().requires_grad_()
+    loss_N = fused.frozen_divergence(hidden_NH, same_NH, head_VH)
+    loss_N.sum().backward()
+    assert loss_N.detach().abs().max() == 0 and same_NH.grad is not None and same_NH.grad.abs().max() == 0
+
+
+def test_row_means() -> None:
+    mask_BT = torch.tensor([[True, True, False], [False, False, False], [True, False, False]])
+    torch.testing.assert_close(fused.row_means(torch.tensor([1.0, 3.0, 5.0]), mask_BT), torch.tensor([2.0, 0.0, 5.0]))
+
+
 def test_a_head_that_wants_a_gradient_is_refused(problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     hidden_NH, head_VH, targets_N = problem
     with pytest.raises(AssertionError, match="frozen"):

@@ -59,7 +59,8 @@ def settings(**changes: Any) -> PretrainSettings:
         "steps": 50, "eval_every": 50, "save_every": 12, "threads": 1, "precision": "float32", "ema_decay": 0.9,
         "optimizer": {"lr": 3e-3, "warmup_steps": 3},
         "model": {"context": 8, "hidden": 24, "layers": 1, "heads": 2, "dropout": 0.0},
-        "objectives": {"mse": 0.5, "in_document": 0.3, "denoise": 0.2, "denoise_rows": 0.5, "later_pieces": False},
+        "objectives": {"mse": 0.5, "in_document": 0.3, "denoise": 0.2, "denoise_rows": 0.5, "later_pieces": False,
+                       "ahead": 0.2, "ahead_sentences": 5},
         "data": {"batch_sentences": 64, "held_out_fraction": 0.2, "context_dropout": 0.1, "noise": 0.1},
     }  # fmt: skip
     return settings_from(PretrainSettings, raw | changes, origin="test")

@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, l
 def losses(run: Path, steps: int) -> np.ndarray:
     rows = [row for row in read_metrics(run) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
-    return np.array([[row[name] for name in ("loss", "mse", "infonce", "in_document", "denoise")] for row in rows])
+    return np.array([[row[name] for name in ("loss", "mse", "infonce", "in_document", "denoise", "ahead")] for row in rows])
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "moved"])
