@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lsm.latent.attention import Sight
+from lsm.latent.block import Block
 from lsm.latent.positions import Positions
 from lsm.latent.settings import ModelSettings
-from lsm.latent.transformer import Block
 
 _LOGITS_AT_ONCE = 1 << 24
 """Entries of the logits that exist at once in a training step."""

@@ -5,7 +5,6 @@ Shape letters: B rows, S sentences, D vector width, N queries.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,20 @@ from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, permutation, split_documents, summary
 from lsm.errors import UserError
 from lsm.files import sha256_file
-from lsm.latent import objectives
-from lsm.latent.ahead import ahead_loss
 from lsm.latent.attention import require as require_attention
 from lsm.latent.batch import LatentBatch, denoised_rows, make_batch
 from lsm.latent.card import model_card
 from lsm.latent.evaluation import evaluate_batches
 from lsm.latent.hard_negatives import HardNegativeTable, Neighbours
-from lsm.latent.heads import DenoisingHead, EnergyHead
 from lsm.latent.lexical import LexicalSpace
+from lsm.latent.losses import WeightedSum
 from lsm.latent.normaliser import Normaliser
+from lsm.latent.saved import WEIGHTS, locate
 from lsm.latent.settings import PretrainSettings
 from lsm.latent.space import Part, SpaceDocuments, judged_dims, parts_of
 from lsm.latent.trained_on import read_trained_on, write_trained_on
 from lsm.latent.transformer import LatentConfig, LatentTransformer
-from lsm.latent.words import WordLosses, word_loss
+from lsm.latent.words import WordLosses
 from lsm.training.distributed import ALONE, Ranks
 from lsm.training.loop import step_seed
 from lsm.training.task import Task
@@ -43,10 +41,6 @@ _EVALUATION = -2
 _MODEL_STREAM = -3
 _SENTENCES_COUNTED = 20_000
 """Sentences that document frequencies are counted in."""
-
-
-_SHARED_BY = {"infonce": "contrast", "in_document": "contrast", "denoise": "denoise", "words": "words", "text_lm": "words"}
-"""Which of `LatentBatch.weights` an objective is a mean over; the rest are means over all queries (`others`)."""
 
 
 class Pretraining(Task):
@@ -93,7 +87,6 @@ class Pretraining(Task):
         self._inputs |= ({"alphabet": alphabet.sha256} if alphabet else {}) | ({"index": index} if index else {})
         assert settings.objectives.worded == (decoder is not None), "objectives in words and a decoder go together"
         assert (settings.objectives.lexical == 0) == (alphabet is None), "objectives.lexical and an alphabet go together"
-        self._decoder, self._alphabet = decoder, alphabet
         assert (settings.objectives.hard_negatives == 0) == (neighbours is None), "objectives.hard_negatives and neighbours go together"
         train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
         # In a fixed random order, so that less data is not another domain.
@@ -125,11 +118,19 @@ class Pretraining(Task):
             self.model.lexical.fit(alphabet.tokens.encode_exact(_some_texts(source, train)))
         if start_from is not None:
             self.model.take_weights(LatentTransformer.from_pretrained(start_from), start_from)
-            weights = start_from / "final" / "model.safetensors"
-            self._inputs |= {"start_from": sha256_file(weights if weights.exists() else start_from / "model.safetensors")}
+            self._inputs |= {"start_from": sha256_file(locate(start_from) / WEIGHTS)}
             self._trained_on = [*(self._trained_on or []), *(read_trained_on(start_from) or [])]
         self.model.to(self.device)
         self.module = self.model
+        self.losses = WeightedSum(
+            self.model,
+            settings.objectives,
+            source,
+            decoder=decoder,
+            alphabet=alphabet,
+            accumulate=settings.accumulate,
+            processes=ranks.size,
+        )
         # Parts that no objective reaches get no gradient; leaving them out keeps them out of plan, checkpoints and decay.
         if not settings.objectives.denoise:
             self.model.restoration.requires_grad_(False)
@@ -193,9 +194,9 @@ class Pretraining(Task):
 
     def loss(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Any]]:
         """The weighted sum and each of its parts."""
-        total, parts, _ = self._losses(batch)
+        total, parts, _ = self.losses(batch)
         logged = {name: value.detach() for name, value in parts.items()} | {"temperature": self.model.log_temperature.detach().exp()}
-        return total, logged | self._gradients  # these are known once the loop has gone backward
+        return total, logged | self.losses.gradients  # these are known once the loop has gone backward
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -272,77 +273,13 @@ class Pretraining(Task):
                 f"cannot share evenly; make them a multiple of {size}, or switch --objectives.denoise off"
             )
 
-    def _losses(self, batch: LatentBatch) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """The weighted sum, its parts, and anchor [B, S, D] and state [B, S, H]."""
-        goals, model = self.settings.objectives, self.model
-        anchor_BSD, state_BSH = model.read(
-            batch.z_BSD, batch.segment_BS, section_BS=batch.section_BS, hidden_BS=batch.hidden_BS, noise_BSD=batch.noise_BSD
-        )
-        target_ND = batch.z_BSD.flatten(0, 1)[batch.target_N]
-        self._gradients: dict[str, Tensor] = {}
-        parts: dict[str, Tensor] = {}
-        if goals.mse:
-            predicted_ND = model.point(anchor_BSD, self._watched("mse", state_BSH)).flatten(0, 1)[batch.source_N]
-            parts["mse"] = objectives.mse(predicted_ND, target_ND, model.normaliser.scale)
-        if goals.contrasts:
-            predicted_ND = model.point(anchor_BSD, self._watched("infonce", state_BSH)).flatten(0, 1)[batch.source_N[batch.contrast_N]]
-            logits_NM = objectives.contrast_logits(
-                predicted_ND, batch.candidate_MD, model.log_temperature, temperature_min=goals.temperature_min
-            )
-            if goals.infonce:
-                parts["infonce"] = objectives.infonce(logits_NM, batch.blocked_NM, focus=goals.focus, own_N=batch.own_N)
-            if goals.in_document:
-                blocked_NM = batch.blocked_NM | (batch.document_M[batch.own_N][:, None] != batch.document_M[None])
-                parts["in_document"] = objectives.infonce(logits_NM, blocked_NM, focus=goals.focus, own_N=batch.own_N)
-        for name in ("words", "text_lm"):
-            if self._decoder is not None and getattr(goals, name):
-                predicted_ND = model.point(anchor_BSD, self._watched(name, state_BSH)).flatten(0, 1)[batch.source_N[batch.worded_N]]
-                predicted_ND = predicted_ND[:, judged_dims(model.config.parts)]
-                parts[name] = word_loss(name, self._decoder, predicted_ND, batch, self.sampler.source)
-        if model.lexical is not None and self._alphabet is not None:
-            state_NH = self._watched("lexical", state_BSH).flatten(0, 1)[batch.source_N]
-            texts = self.sampler.source.text_at(batch.target_row_N)
-            parts["lexical"] = model.lexical.loss(state_NH, self._alphabet.tokens.encode_exact(texts))
-        if isinstance(model.sampler, EnergyHead | DenoisingHead):
-            missing_ND = (target_ND - anchor_BSD.flatten(0, 1)[batch.source_N]) / model.normaliser.scale
-            state_NH = self._watched("sampler", state_BSH).flatten(0, 1)[batch.source_N]
-            parts["sampler"] = (
-                model.sampler.loss(state_NH, missing_ND, samples=goals.energy_samples)
-                if isinstance(model.sampler, EnergyHead)
-                else model.sampler.loss(state_NH, missing_ND, hide=goals.hide_state)
-            )
-        if goals.denoise:
-            rows = len(batch.masked_BS)
-            restored_BSD = model.restore(batch.z_BSD[:rows], batch.masked_BS, batch.masked_segment_BS, section_BS=batch.section_BS[:rows])
-            parts["denoise"] = objectives.denoise(restored_BSD, model.normaliser(batch.z_BSD[:rows]), batch.masked_BS)
-        parts = {name: value * batch.weights[_SHARED_BY.get(name, "others")] for name, value in parts.items()}
-        if goals.ahead:  # weighted distance by distance
-            parts["ahead"] = ahead_loss(model, anchor_BSD, self._watched("ahead", state_BSH), batch.z_BSD, batch.ahead)
-        total = torch.stack([getattr(goals, name) * value.float() for name, value in parts.items()]).sum()
-        return total, parts, (anchor_BSD, state_BSH)
-
-    def _watched(self, name: str, state_BSH: Tensor) -> Tensor:
-        """The state under a name: the backward pass leaves in `_gradients` the norm of what the objective sends back through its head (not
-        through the anchor), for the loss of this batch with its weight. Both InfoNCE terms share one."""
-        if not state_BSH.requires_grad:
-            return state_BSH
-        own_BSH, norm = state_BSH.view_as(state_BSH), torch.zeros((), device=state_BSH.device)
-
-        def keep_norm(gradient_BSH: Tensor) -> None:
-            # Each of W processes sees W times its part of the gradient: the whole one's norm is theirs over √W, where they are alike.
-            norm.copy_(gradient_BSH.float().norm() * self.settings.accumulate / math.sqrt(self.ranks.size))
-
-        own_BSH.register_hook(keep_norm)
-        self._gradients[f"gradient_{name}"] = norm
-        return own_BSH
-
     def _held_out_predictions(self) -> Iterator[tuple[PackedBatch, Tensor, dict[str, float]]]:
         """Each evaluated batch with its predictions and losses; the same batches and masks every time."""
         sentences = 0
         for index in range(-(-self.held_out.n_rows // self.held_out.rows)):
             packed = self.held_out.in_order(index)
             generator = np.random.Generator(np.random.Philox(key=step_seed(_EVALUATION % 2**32, index)))
-            total, parts, read = self._losses(make_batch(packed, generator, self.settings, device=self.device, ranks=None))
+            total, parts, read = self.losses(make_batch(packed, generator, self.settings, device=self.device, ranks=None))
             prediction_BSD = self.model.next_vectors(*read)
             yield packed, prediction_BSD.float().cpu(), {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
             sentences += packed.n_sentences

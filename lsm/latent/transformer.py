@@ -13,30 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lsm.config import settings_from, to_dict
 from lsm.corpus.format import require_same_space
 from lsm.errors import UserError
-from lsm.files import read_json, write_json
 from lsm.latent.anchor import Anchor
-from lsm.latent.attention import Sight, attend
+from lsm.latent.attention import Sight
+from lsm.latent.block import Block
 from lsm.latent.heads import DenoisingHead, EnergyHead, VectorSampling, make_head
 from lsm.latent.lexical import LexicalForecast, LexicalSpace
 from lsm.latent.normaliser import Normaliser
-from lsm.latent.positions import Positions, rotate
+from lsm.latent.positions import Positions
 from lsm.latent.settings import ModelSettings, RopeScaling
 from lsm.latent.space import Part, unit_parts
-from lsm.training.parallel import whole
-from lsm.training.stored import pack, unpack
 
-FORMAT = 2
-SHIPPED = Path(__file__).parent / "shipped"
 _ROWS_AT_A_TIME = 64
-_NOT_IN_MODEL_FILE = ("normaliser.", "positions.")  # one has its own file, the other is computed from the config
 
 
 @dataclass(kw_only=True)
@@ -61,41 +52,6 @@ class LatentConfig:
     """Whether hidden sentences were restored in training; where not, `restore` gives noise."""
     ahead: int = 0
     """Sentences beyond the next that have heads of their own."""
-
-
-class Block(nn.Module):
-    """Attention and SwiGLU, each after an RMSNorm and with dropout on what it adds. The residual stream stays float32."""
-
-    def __init__(self, settings: ModelSettings) -> None:
-        super().__init__()
-        hidden, inner = settings.hidden, max(32, round(settings.hidden * settings.ffn_ratio / 32) * 32)
-        self.heads, self.dropout = settings.heads, settings.dropout
-        self.attention_norm, self.ffn_norm = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
-        self.query_key_value = nn.Linear(hidden, 3 * hidden, bias=False)
-        self.attention_out = nn.Linear(hidden, hidden, bias=False)
-        self.ffn_in = nn.Linear(hidden, 2 * inner, bias=False)
-        self.ffn_out = nn.Linear(inner, hidden, bias=False)
-        for linear in (self.query_key_value, self.ffn_in):
-            nn.init.normal_(linear.weight, std=0.02)
-        for linear in (self.attention_out, self.ffn_out):
-            nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * settings.layers))
-
-    def forward(self, x_BSH: Tensor, rotation: Tensor | None, sight: Sight) -> Tensor:
-        """`rotation` of queries and keys (None = none), and `sight`: what each position may look at."""
-        B, S, H = x_BSH.shape
-        qkv = self.query_key_value(self.attention_norm(x_BSH)).view(B, S, 3, self.heads, H // self.heads)
-        turned = qkv[:, :, :2] if rotation is None else rotate(qkv[:, :, :2], rotation)
-        query_key = turned.to(_attention_dtype(qkv)).permute(2, 0, 3, 1, 4)
-        value = qkv[:, :, 2].to(query_key.dtype).transpose(1, 2)
-        seen = self.attend(query_key[0], query_key[1], value, sight)
-        added = self.attention_out(seen.transpose(1, 2).reshape(B, S, H))
-        x_BSH = x_BSH + F.dropout(added.float(), self.dropout, self.training)
-        value, gate = self.ffn_in(self.ffn_norm(x_BSH)).chunk(2, -1)
-        return x_BSH + F.dropout(self.ffn_out(F.silu(gate) * value).float(), self.dropout, self.training)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
-        """What each position reads of the values [B, heads, S, H / heads]."""
-        return attend(query, key, value, sight)
 
 
 class LatentTransformer(nn.Module):
@@ -334,17 +290,9 @@ class LatentTransformer(nn.Module):
 
         A `dtype` other than float32 stores matrices as int8 with a scale for each row, and the rest in `dtype`.
         """
-        from lsm.latent.card import model_card
+        from lsm.latent.saved import save
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        named = {name: value for name, value in self.state_dict().items() if not name.startswith(_NOT_IN_MODEL_FILE)}
-        state = {name: whole(value).cpu().contiguous() for name, value in named.items()}
-        packed = pack(state, dtype, in_int8=lambda name, value: value.ndim == 2)
-        save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
-        self.normaliser.save(folder)
-        write_json(folder / "config.json", {"kind": "latent-transformer", "format": FORMAT} | to_dict(self.config))
-        (folder / "README.md").write_text(card or model_card(self), encoding="utf-8")
+        save(self, Path(folder), card, dtype)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> LatentTransformer:
@@ -353,38 +301,6 @@ class LatentTransformer(nn.Module):
         Raises:
             UserError: nothing there, an unfinished run, another kind of thing, or weights that do not fit the config.
         """
-        folder = Path(folder)
-        if not folder.exists() and (SHIPPED / folder / "config.json").exists():
-            folder = SHIPPED / folder
-        if not (folder / "config.json").exists() and (folder / "run.json").exists():
-            folder = folder / "final"
-            if not folder.exists():
-                raise UserError(f"run {folder.parent} is not finished (no final/); run its pretrain command again to finish it")
-        if not (folder / "config.json").exists():
-            shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))) or "none"
-            raise UserError(
-                f"{folder} holds no latent transformer (no config.json; shipped: {shipped}); make one with: "
-                "lsm pretrain --corpus DIR --out RUN"
-            )
-        raw = read_json(folder / "config.json")
-        if not isinstance(raw, dict) or raw.pop("kind", None) != "latent-transformer" or raw.pop("format", None) != FORMAT:
-            raise UserError(
-                f"{folder / 'config.json'} does not describe a latent transformer of format {FORMAT}; name a run of lsm pretrain"
-            )
-        config = settings_from(LatentConfig, raw, origin=str(folder / "config.json"))
-        try:
-            model = cls(config, Normaliser.load(folder))
-            missing, unexpected = model.load_state_dict(unpack(load_file(folder / "model.safetensors")), strict=False)
-        except (OSError, RuntimeError, KeyError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"weights in {folder} are damaged or do not fit its config.json ({reason}); copy or train it again") from error
-        absent = [name for name in missing if not name.startswith(_NOT_IN_MODEL_FILE)]
-        if absent or unexpected:
-            raise UserError(f"weights in {folder} do not fit its config.json: missing {absent[:3]}, unexpected {unexpected[:3]}")
-        model.attention = "sdpa"  # how attention is computed is this machine's matter, not the model's
-        return model.to(device).eval()
+        from lsm.latent.saved import load
 
-
-def _attention_dtype(x: Tensor) -> torch.dtype:
-    # On CPUs the backward pass of the fused kernel takes twice as long in bf16 as in float32 at our sizes.
-    return torch.float32 if x.device.type == "cpu" else x.dtype
+        return load(Path(folder)).to(device)

@@ -177,11 +177,11 @@ def test_gradient_norms_are_those_of_each_objective_alone() -> None:
     batch = both.batch(0)
     total, _ = both.loss(batch)
     total.backward()
-    logged = dict(both._gradients)
+    logged = dict(both.losses.gradients)
     for name, weight in (("mse", 0.5), ("infonce", 2.0)):
         alone = task(settings(objectives={"mse": 0, "infonce": 0, "denoise": 0} | {name: weight}))
         alone.loss(alone.batch(0))[0].backward()
-        torch.testing.assert_close(logged[f"gradient_{name}"], alone._gradients[f"gradient_{name}"])
+        torch.testing.assert_close(logged[f"gradient_{name}"], alone.losses.gradients[f"gradient_{name}"])
 
 
 def test_a_head_needs_a_weight() -> None:
