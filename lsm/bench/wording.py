@@ -1,6 +1,6 @@
 """What predicted vectors say once they are worded: text beside the true next sentence, and how much it has to do with what was read.
 
-Letters: N places, S sentences of a document, D vector width.
+Letters: N places, M texts at a place, S sentences of a document, D vector width, T tokens, H hidden width of the LM.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from lsm.decode.vectors import Encode, unit
 from lsm.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lsm.lm.frozen import FrozenLM
 
 TRUTH, TRUE_VECTOR, ELSEWHERE = "the true sentence", "its vector, worded", "a true sentence from elsewhere"
@@ -98,9 +100,9 @@ def measure(
     truth_ND = unit(encode(places.truth))
     drawn_RG = intervals.draw(int(places.document_N.max()) + 1, resamples, seed)
     rows = []
-    for name, texts in said.items():
+    gained_NM = mutual_information(lm, places.context, list(zip(*said.values(), strict=True)), advance)
+    for (name, texts), gained_N in zip(said.items(), gained_NM.T, strict=True):
         scores = score_texts(list(texts), places.truth)
-        gained_N = mutual_information(lm, places.context, texts, advance)
         counts_N = np.array([len(ids) for ids in lm.tokens.encode([f" {text}" for text in texts])])
         values_N = {
             "rouge_l": np.array([rouge_l(*pair) for pair in zip(texts, places.truth, strict=True)]),
@@ -119,28 +121,41 @@ def measure(
 
 
 def mutual_information(
-    lm: FrozenLM, contexts: Sequence[Sequence[str]], texts: Sequence[str], advance: Callable[[int], None] = lambda n: None
+    lm: FrozenLM, contexts: Sequence[Sequence[str]], texts: Sequence[Sequence[str]], advance: Callable[[int], None] = lambda n: None
 ) -> np.ndarray:
-    """log p(text | context) − log p(text) over the number of tokens, in nats, float64 [N]; alone, a text follows two line ends.
+    """log p(text | context) − log p(text) over the number of tokens, in nats, float64 [N, M] for the M texts of each of N places; alone, a
+    text follows two line ends. A context is read once for all its texts.
 
     An empty text says nothing of its context: 0.
     """
     import torch
 
-    gained_N = np.zeros(len(texts))
+    gained_NM = np.zeros((len(contexts), len(texts[0]) if len(texts) else 0))
     (nothing,) = lm.tokens.encode(["\n\n"])
-    for n, (context, text) in enumerate(zip(contexts, texts, strict=True)):
-        if text.strip():
-            ids_BT, mask_BT = lm.tokenize([f" {text.strip()}"])
+    with torch.inference_mode():
+        for n, (context, texts_M) in enumerate(zip(contexts, texts, strict=True)):
+            said = [m for m, text in enumerate(texts_M) if text.strip()]
             (read,) = lm.tokens.encode([" ".join(context)])
-            losses = []
-            with torch.inference_mode():
-                for before in (read, nothing):
-                    prefix_BPH = lm.embed(torch.tensor([before], device=lm.device))
-                    losses.append(float(lm.prefix_loss(prefix_BPH, ids_BT, mask_BT)[0]))
-            gained_N[n] = losses[1] - losses[0]
-        advance(1)
-    return gained_N
+            if said:
+                written = [f" {texts_M[m].strip()}" for m in said]
+                gained_NM[n, said] = (_nats(lm, nothing, written) - _nats(lm, read, written)).cpu().numpy()
+            advance(len(texts_M))
+    return gained_NM
+
+
+def _nats(lm: FrozenLM, before: Sequence[int], texts: Sequence[str]) -> Tensor:
+    """Nats a token of each text after the tokens `before`, [M]."""
+    import torch
+
+    from lsm.lm.loss import frozen_cross_entropy, row_means
+
+    ids_MT, mask_MT = lm.tokenize(texts)
+    last_1H, cache = lm.read(lm.embed(torch.tensor([before], device=lm.device)), lm.new_cache())
+    first_M1H = last_1H[:, None].expand(len(texts), -1, -1)
+    if ids_MT.shape[1] > 1:
+        cache.batch_repeat_interleave(len(texts))
+        first_M1H = torch.cat([first_M1H, lm.final_hidden(lm.embed(ids_MT[:, :-1]), cache)], dim=1)
+    return row_means(frozen_cross_entropy(first_M1H[mask_MT], lm.head_VH, ids_MT[mask_MT]), mask_MT)
 
 
 def _elsewhere(places: Places) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lsm.bench import wording
 from lsm.bench.evaluation import Documents
@@ -30,10 +31,14 @@ def test_places_have_context_and_truth_of_their_document(held_out_corpus: Path) 
 def test_information_is_what_the_context_tells() -> None:
     lm = FrozenLM.load("smollm2-135m-instruct")
     context = ["The old lighthouse keeper lived alone on the island.", "Every evening he climbed the stairs to light the lamp."]
-    fitting, foreign, nothing = wording.mutual_information(
-        lm, [context] * 3, ["One night the lighthouse lamp would not light.", "The stock market fell by three percent on Tuesday.", " "]
-    )
+    texts = ["One night the lighthouse lamp would not light.", "The stock market fell by three percent on Tuesday.", " "]
+    ((fitting, foreign, nothing),) = wording.mutual_information(lm, [context], [texts])
     assert fitting > 0.3 and fitting > foreign + 0.3 and nothing == 0
+    # Together and by the cache as each alone in one pass.
+    ids_BT, mask_BT = lm.tokenize([f" {texts[0]}"])
+    before = lm.tokens.encode([" ".join(context), "\n\n"])
+    nats = [float(lm.prefix_loss(lm.embed(torch.tensor([read])), ids_BT, mask_BT)[0]) for read in before]
+    assert fitting == pytest.approx(nats[1] - nats[0], abs=1e-4 if lm.dtype == torch.float32 else 0.03)
 
 
 def test_rouge_l_known_values() -> None:

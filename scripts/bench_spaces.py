@@ -1,0 +1,179 @@
+"""Which space to plan in: semantic vectors, learned codes, or both side by side, judged by what the predictions say.
+
+    lsm encode-corpus TRAIN… --out CORPUS --residual learned --cap-characters 100      (and HELD_OUT… with the same options → JUDGED)
+    python scripts/bench_spaces.py --train CORPUS --judge JUDGED --out DIR [--config configs/latent-small.yaml --places 60]
+
+One run a space lies in DIR/runs and resumes. Each prediction is worded by every decoder that its space has (the prefix adapter for the
+semantic part, the learned code's for codes), beside the true vector worded the same way: what a decoder loses, no plan can win back.
+DIR/spaces.md is the table with ten predictions of each, DIR/spaces.json holds everything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from lsm.bench import evaluation, wording
+from lsm.bench.controls import sections_of
+from lsm.bench.evaluation import MODEL, Documents, predictor_of
+from lsm.bench.next_sentence import measure
+from lsm.config import load_settings, settings_from, to_dict
+from lsm.corpus.reader import Corpus
+from lsm.decode.decoders import Decoder
+from lsm.decode.learned_code import LearnedCode
+from lsm.decode.learned_code_codec import LearnedCodec
+from lsm.decode.load import DecoderSource
+from lsm.decode.shipped import find_learned_code
+from lsm.encode.encoder import load_encoder
+from lsm.errors import UserError
+from lsm.files import atomic_write, write_json
+from lsm.latent.pretrain import Pretraining
+from lsm.latent.settings import PretrainSettings
+from lsm.latent.space import judged_dims, slices
+from lsm.latent.transformer import LatentTransformer
+from lsm.lm.frozen import FrozenLM
+from lsm.progress import Progress, say
+from lsm.provenance import choose_device, report
+from lsm.report import tables
+from lsm.training.loop import Trainer
+from lsm.write.parts import PlannedCode, SemanticPart
+
+SPACES: dict[str, dict[str, Any]] = {
+    "semantic": {"space": "semantic"},
+    "semantic + code of 64": {"space": "semantic+residual", "residual_dims": 64},
+    "semantic + code of 128": {"space": "semantic+residual", "residual_dims": 128},
+    "code of 128": {"space": "residual", "residual_dims": 128},
+}
+VECTORS = (
+    tables.Column("predictor", "space", "text"),
+    tables.Column("judged_by", "judged by its", "text"),
+    tables.Column("recall_at_10", "recall@10", "share", interval=True),
+    tables.Column("contrastive_accuracy", "contrastive accuracy", "share", interval=True),
+    tables.Column("document_recall_at_1", "in-document recall@1", "share", interval=True),
+    tables.Column("cosine", "cosine", "share"),
+)
+_EXAMPLES = 10
+
+
+@dataclass
+class Options:
+    """What to train and judge."""
+
+    train: Path
+    """Corpus with learned codes to train on."""
+    judge: Path
+    """Held-out corpus with learned codes."""
+    out: Path
+    """Folder of runs and results."""
+    config: Path = Path("configs/latent-small.yaml")
+    """Everything but the space."""
+    places: int = 60
+    """Predictions that are worded."""
+    lm: str = "smollm2-135m-instruct"
+    """LM that judges the words."""
+    learned_code: Path | None = None
+    """Folder of the learned code; default: the shipped one."""
+    resamples: int = 1000
+    seed: int = 0
+    device: str = "auto"
+
+
+def train(options: Options, device: torch.device) -> dict[str, Path]:
+    """Train what is not trained yet; space → run."""
+    base, runs = load_settings(PretrainSettings, options.config), {}
+    for name, data in SPACES.items():
+        raw = to_dict(base)
+        raw["data"] |= data
+        settings = settings_from(PretrainSettings, raw, origin=name)
+        run = options.out / "runs" / name.replace(" + ", "-").replace(" ", "-")
+        say(f"{name} → {run}")
+        Trainer(Pretraining.on_corpus(options.train, settings, seed=options.seed, device=device), settings, run, seed=options.seed).train()
+        runs[name] = run
+    return runs
+
+
+def vector_rows(name: str, model: LatentTransformer, documents: Documents, resamples: int) -> list[dict[str, Any]]:
+    """The next-sentence scoreboard of one run, by each part of its space."""
+    predictor = predictor_of(model, sections_of(documents.vectors(), documents.sections()))
+    places = slices(model.config.parts) or {"semantic": judged_dims(())}
+    found = []
+    for part, dims in places.items():
+        (row,) = measure(documents.vectors(), documents.parts(), {name: predictor}, dims=dims).rows(resamples=resamples)
+        found.append(row | {"judged_by": "code" if part == "residual" else part})
+    return found
+
+
+def decoders_of(model: LatentTransformer, prefix: Decoder, codec: LearnedCodec) -> dict[str, Decoder]:
+    """What can word the predictions of a model."""
+    parts = model.config.parts
+    if not parts:
+        return {"prefix": prefix}
+    found: dict[str, Decoder] = {"learned": PlannedCode(codec, parts)}
+    return ({"prefix": SemanticPart(prefix, parts)} if "semantic" in slices(parts) else {}) | found
+
+
+def main(options: Options) -> None:
+    """Train, judge, word, and write the tables."""
+    device, why = choose_device(options.device)
+    say(f"{device}: {why}")
+    corpus, trained = Corpus.open(options.judge), Corpus.open(options.train)
+    runs = train(options, device)
+    encoder = load_encoder(corpus.encoder["name"], device=str(device))
+    prefix = DecoderSource(encoder=encoder.fingerprint(), device=device).prefix()
+    code = LearnedCode.from_pretrained(options.learned_code or find_learned_code(encoder.fingerprint()))
+    codec = LearnedCodec(prefix.lm, code, getattr(encoder, "token_states", None))
+    vectors: list[dict[str, Any]] = []
+    said: dict[str, list[str]] = {}
+    places: wording.Places | None = None
+    for name, run in runs.items():
+        model = LatentTransformer.from_pretrained(run, device=device)
+        documents = evaluation.choose_documents(run, model, corpus, trained, limit=None).held_out
+        vectors += vector_rows(name, model, documents, options.resamples)
+        places = wording.choose_places(documents, options.places, minimum_context=3, seed=options.seed)  # the same in every space
+        predictor = predictor_of(model, sections_of(documents.vectors(), documents.sections()))
+        for by, decoder in decoders_of(model, prefix, codec).items():
+            with Progress(f"{name}, {by}", len(places.truth), "places") as progress:
+                worded = wording.word(documents, places, {MODEL: predictor}, decoder, seed=options.seed)
+                progress.advance(len(places.truth))
+            said[f"{name}, {by}"] = worded[MODEL]
+            said[f"{name}, true vector, {by}"] = worded[wording.TRUE_VECTOR]
+            said |= {key: worded[key] for key in (wording.TRUTH, wording.ELSEWHERE)}
+    assert places is not None
+    judge = prefix.lm if prefix.lm.name == options.lm else FrozenLM.load(options.lm, device=device)
+    with Progress("judging words", len(said) * len(places.truth), "texts") as progress:
+        words = wording.measure(
+            places, said, lambda texts: encoder.encode(texts).vectors, judge, resamples=options.resamples, advance=progress.advance
+        )
+    tables.show(vectors, VECTORS, title="Vectors")
+    tables.show(words, tables.WORDING, title="Words")
+    results = {"vectors": vectors, "words": words, "said": said, "context": [context[-1] for context in places.context]}
+    write_json(options.out / "spaces.json", report(results, seed=options.seed, device=str(device), elapsed_seconds=0.0))
+    with atomic_write(options.out / "spaces.md", "w") as handle:
+        handle.write("\n".join(page(vectors, words, said, places)))
+    print(f"tables in {options.out / 'spaces.md'}")
+
+
+def page(
+    vectors: Sequence[dict[str, Any]], words: Sequence[dict[str, Any]], said: dict[str, list[str]], places: wording.Places
+) -> list[str]:
+    """The tables, and the first ten places with all that was said there."""
+    text = ["# Planning spaces", "", tables.markdown(vectors, VECTORS), "", tables.markdown(words, tables.WORDING), ""]
+    for k in range(min(_EXAMPLES, len(places.truth))):
+        text += [f"**{k + 1}.** after: {places.context[k][-1]}", ""]
+        text += [f"* {name}: {texts[k]}" for name, texts in said.items() if name != wording.ELSEWHERE]
+        text += [""]
+    return text
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except UserError as error:
+        print(f"bench_spaces: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
