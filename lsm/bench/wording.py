@@ -70,15 +70,19 @@ def word(
     documents: Documents, places: Places, predictors: Mapping[str, Predictor], decoder: Decoder, *, seed: int = 0
 ) -> dict[str, list[str]]:
     """What the decoder makes of every predictor's vectors at the places, and of the true ones; the true sentences and others beside it."""
+    said = {name: decoder.decode(predicted_at(documents, places, predictor), seed=seed) for name, predictor in predictors.items()}
     vectors = documents.vectors()
-    said: dict[str, list[str]] = {}
-    for name, predictor in predictors.items():
-        predicted = {g: np.asarray(predictor(np.asarray(vectors[g], dtype=np.float32))) for g in np.unique(places.document_N)}
-        z_ND = np.stack([predicted[g][s] for g, s in zip(places.document_N, places.position_N, strict=True)])
-        said[name] = decoder.decode(unit(z_ND).astype(np.float32), seed=seed)
     truth_ND = np.stack([vectors[g][s + 1] for g, s in zip(places.document_N, places.position_N, strict=True)])
     said[TRUE_VECTOR] = decoder.decode(unit(truth_ND).astype(np.float32), seed=seed)
     return said | {TRUTH: places.truth, ELSEWHERE: _elsewhere(places)}
+
+
+def predicted_at(documents: Documents, places: Places, predictor: Predictor) -> np.ndarray:
+    """What is predicted at the places: unit vectors float32 [N, D]."""
+    vectors = documents.vectors()
+    predicted = {g: np.asarray(predictor(np.asarray(vectors[g], dtype=np.float32))) for g in np.unique(places.document_N)}
+    z_ND = np.stack([predicted[g][s] for g, s in zip(places.document_N, places.position_N, strict=True)])
+    return unit(z_ND).astype(np.float32)
 
 
 def measure(

@@ -61,6 +61,8 @@ class Options(SamplingOptions):
     """LM that judges the words; one that took no part in writing them is fairer."""
     lexical_lm: str = "smollm2-135m-instruct"
     """LM over whose tokens the run forecasts words, where it does."""
+    forecast: float = 0.5
+    """With --wording, and a run that forecasts words: lift them by so many times their log odds in one more row."""
     adapter: str | None = None
     """Adapter that words: a folder or the name of a shipped one; default: the shipped one for the encoder."""
     encoder: str | None = None

@@ -15,15 +15,20 @@ _EXAMPLES = 10
 
 def words_of(options: Options, model: LatentTransformer, judged: Judged) -> Callable[[], dict[str, Any]]:
     """Loads encoder, decoder and LM and chooses the places; called, it words, judges, prints, and gives rows and examples."""
+    import numpy as np
+    import torch
+
     from lsm.bench import wording
     from lsm.bench.controls import exponential_mean, sections_of
     from lsm.bench.evaluation import MODEL, SAMPLED, predictor_of
     from lsm.commands.evaluate import encoder_of
+    from lsm.decode.in_context import ContextDecoder
     from lsm.decode.load import DecoderSource
     from lsm.latent.anchor import BEST_DECAY
     from lsm.lm.frozen import FrozenLM
     from lsm.progress import Progress, say
     from lsm.report import tables
+    from lsm.write.forecast import forecasts_for
 
     encoder, device = encoder_of(options, model), model.mask_vector.device
     decoder = DecoderSource(encoder=encoder.fingerprint(), adapter=options.adapter, device=device).prefix()
@@ -37,8 +42,21 @@ def words_of(options: Options, model: LatentTransformer, judged: Judged) -> Call
     predictors = {MODEL: predictor_of(model, sections)} | ({SAMPLED: predictor_of(model, sections, drawn)} if drawn else {})
     predictors[f"exponential mean {BEST_DECAY}"] = exponential_mean(BEST_DECAY)
 
+    def lift() -> list[str]:
+        z_ND = wording.predicted_at(judged.held_out, places, predictors[MODEL])
+        vectors, forecasts = judged.held_out.vectors(), forecasts_for(model, decoder, options.model)
+        for z_D, g, s in zip(z_ND, places.document_N, places.position_N, strict=True):
+            read_SD = torch.from_numpy(np.asarray(vectors[g][: s + 1], dtype=np.float32))
+            forecasts.foresee(z_D, read_SD)
+        told = ContextDecoder(decoder, weight=0.0, forecast=forecasts, forecast_weight=options.forecast)
+        return told.decode(z_ND, seed=options.seed)
+
+    lifted = lift if model.lexical is not None and options.forecast else None
+
     def find() -> dict[str, Any]:
         said = wording.word(judged.held_out, places, predictors, decoder, seed=options.seed)
+        if lifted is not None:
+            said |= {f"{MODEL}, words lifted": lifted()}
         with Progress("judging words", len(said) * len(places.truth), "texts", quiet=options.quiet) as progress:
             rows = wording.measure(
                 places, said, lambda texts: encoder.encode(texts).vectors, lm, resamples=options.resamples, seed=options.seed,

@@ -55,7 +55,9 @@ def test_what_is_known_is_found_and_nothing_is_nothing(
     assert known["explained"] == pytest.approx(1, abs=1e-5) and known["recall_at_2"] > frequent["recall_at_2"] + 0.1
 
 
-def test_evaluate_judges_the_forecast_of_a_run(run_cli: Callable, tmp_path: Path, training_corpus: Path, held_out_corpus: Path) -> None:
+def test_evaluate_judges_the_forecast_of_a_run(
+    run_cli: Callable, tmp_path: Path, training_corpus: Path, held_out_corpus: Path, adapter_folder: Path
+) -> None:
     (tmp_path / "tiny.yaml").write_text(
         "steps: 2\neval_every: 2\nsave_every: 2\nthreads: 1\noptimizer: {warmup_steps: 1}\n"
         "model: {context: 8, hidden: 16, layers: 1, heads: 2}\nobjectives: {lexical: 1, lexical_dims: 32}\n"
@@ -70,5 +72,12 @@ def test_evaluate_judges_the_forecast_of_a_run(run_cli: Callable, tmp_path: Path
     assert outcome.code == 0, outcome.stderr
     rows = json.loads((tmp_path / "scores.json").read_text())["results"]["forecast"]
     assert rows[0]["predictor"] == MODEL and len(rows) == 4 and "Words of the next sentence" in outcome.stdout
+    outcome = run_cli(
+        *common, "--lexical-lm", "stub", "--wording", 3, "--wording-lm", "stub", "--adapter", adapter_folder, "--forecast", 50,
+        "--json", tmp_path / "words.json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.stderr
+    (example, *_) = json.loads((tmp_path / "words.json").read_text())["results"]["wording"]["examples"]
+    assert example["model, words lifted"] != example["model"]
     refused = run_cli(*common)
     assert refused.code == 2 and "--lexical-lm" in refused.stderr
