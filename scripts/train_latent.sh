@@ -29,5 +29,5 @@ train() { # NAME CONFIG OVERRIDE...
 }
 train 25m latent-25m.yaml
 python "$root/scripts/pack_latent.py" "$out/25m" --out "$out/packed" --scores "$out/25m.json"
-train words latent-25m.yaml --start-from "$out/25m" --steps 300 "${short[@]}" --optimizer.lr 1e-4 --objectives.words 0.3 "${few_words[@]}"
+train words latent-25m.yaml --start-from "$out/25m" --steps 300 "${short[@]}" --optimizer.lr 1e-4 --objectives.words 0.3 --objectives.text-lm 0.1 "${few_words[@]}"
 train 100m latent-12gb.yaml
