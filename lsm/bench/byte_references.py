@@ -115,13 +115,14 @@ def lm_bits(lm: FrozenLM, texts: Sequence[str], *, start_ids: Sequence[int] | No
     The tokens are those of the LM's own tokenizer: other tokenisations of the text would add to its probability, so this is an upper bound.
 
     Args:
-        start_ids: tokens read before the text, at no cost; None takes one end token, as between two documents.
+        start_ids: tokens read before the text, at no cost; None takes what the LM expects before every text, or one
+            end token, as between two documents.
         batch_tokens: most padded tokens in one forward pass; memory is bounded by it and by the longest text.
 
     Raises:
         UserError: a text is longer than the LM reads.
     """
-    start = [lm.tokens.end_id] if start_ids is None else list(start_ids)
+    start = (lm.tokens.start_ids or [lm.tokens.end_id]) if start_ids is None else list(start_ids)
     assert start, "the first token needs something to be predicted from"
     rows = [[*row, lm.tokens.end_id] for row in lm.tokens.encode_exact(texts)]
     lengths = [len(row) for row in rows]

@@ -101,7 +101,7 @@ def leads_by_likelihood(stories: Sequence[Story], lm: FrozenLM, advance: Callabl
         (read,) = lm.tokens.encode([" ".join(story.sentences)])
         ids_BT, mask_BT = lm.tokenize([f" {ending}" for ending in story.endings])
         with torch.inference_mode():
-            prefix_BPH = lm.embed(torch.tensor([read], device=lm.device)).expand(2, -1, -1)
+            prefix_BPH = lm.embed(torch.tensor([[*lm.tokens.start_ids, *read]], device=lm.device)).expand(2, -1, -1)
             mean_N2[n] = -lm.prefix_loss(prefix_BPH, ids_BT, mask_BT).double().cpu().numpy()
         total_N2[n] = mean_N2[n] * mask_BT.sum(1).cpu().numpy()
         advance(1)

@@ -104,11 +104,12 @@ def drift_rows(
 def surprise(lm: FrozenLM, read: Sequence[str], texts: Sequence[str]) -> tuple[float, int]:
     """Nats of `texts` for an LM that has read `read` and then what it judges, as far back as 768 tokens at least; and how many tokens."""
     before, after = lm.tokens.encode([" ".join(read) + " ", " ".join(texts)])
-    ids, nats = [lm.tokens.end_id, *before, *after], 0.0
-    first = 1 + len(before)
+    starts = lm.tokens.start_ids or [lm.tokens.end_id]
+    ids, nats = [*before, *after], 0.0
+    first = len(before)
     for start in range(first, len(ids), _JUDGED_TOKENS):
         stop = min(start + _JUDGED_TOKENS, len(ids))
-        context = torch.tensor([ids[max(0, start - _READ_TOKENS) : start]], device=lm.device)
+        context = torch.tensor([starts + ids[max(0, start - _READ_TOKENS) : start]], device=lm.device)
         own = torch.tensor([ids[start:stop]], device=lm.device)
         nats += float(lm.prefix_loss(lm.embed(context), own, torch.ones_like(own, dtype=torch.bool))[0]) * (stop - start)
     return nats, len(ids) - first

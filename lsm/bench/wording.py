@@ -154,7 +154,7 @@ def _nats(lm: FrozenLM, before: Sequence[int], texts: Sequence[str]) -> Tensor:
     from lsm.lm.loss import frozen_cross_entropy, row_means
 
     ids_MT, mask_MT = lm.tokenize(texts)
-    last_1H, cache = lm.read(lm.embed(torch.tensor([before], device=lm.device)), lm.new_cache())
+    last_1H, cache = lm.read(lm.embed(torch.tensor([[*lm.tokens.start_ids, *before]], device=lm.device)), lm.new_cache())
     first_M1H = last_1H[:, None].expand(len(texts), -1, -1)
     if ids_MT.shape[1] > 1:
         cache.batch_repeat_interleave(len(texts))

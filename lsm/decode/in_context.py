@@ -37,7 +37,8 @@ class ReadsText(Protocol):
 
 def last_tokens(lm: FrozenLM, texts_B: Sequence[Sequence[str]], n_tokens: int) -> list[list[int]]:
     """The last tokens of each text so far, which is given as its sentences."""
-    return [ids[-n_tokens:] for ids in lm.tokens.encode(["".join(f"{text}\n" for text in texts) for texts in texts_B])]
+    rows = lm.tokens.encode(["".join(f"{text}\n" for text in texts) for texts in texts_B])
+    return [[*lm.tokens.start_ids, *ids[-n_tokens:]] if ids else [] for ids in rows]
 
 
 class ContextDecoder(PrefixDecoder):

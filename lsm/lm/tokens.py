@@ -19,6 +19,8 @@ class Tokens(Protocol):
     """What the frozen LM needs of a tokenizer."""
 
     end_id: int
+    start_ids: list[int]
+    """What the LM was trained to find before every text, such as Gemma's <bos>; empty for most."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, no special tokens added."""
@@ -49,6 +51,7 @@ class ByteTokens:
     """UTF-8 bytes as tokens 0–255 and an end token 256."""
 
     end_id = 256
+    start_ids: list[int] = []  # noqa: RUF012
     size = 257
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -82,6 +85,7 @@ class FolderTokens:
         if self._tokenizer.eos_token_id is None:
             raise UserError(f"{folder}: its tokenizer has no end token; give a causal LM whose tokenizer_config.json names an eos_token")
         self.end_id = int(self._tokenizer.eos_token_id)
+        self.start_ids = [token for token in self._tokenizer("").input_ids if token != self.end_id]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), add_special_tokens=False).input_ids if len(texts) else []
