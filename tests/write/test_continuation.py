@@ -202,7 +202,8 @@ def test_forecasts_belong_to_their_plans() -> None:
     odds_BV = forecasts(plans)
     assert odds_BV.argmax(1).tolist()[:2] == [2, 3] and not odds_BV[2].any(), "nothing was forecast with the third"
     forecasts.foresee(plans[2], torch.eye(DIM)[:2])
-    torch.testing.assert_close(forecasts._bags[plans[2].tobytes()], model.forecast(torch.eye(DIM)[None, :2])[0, -1])
+    torch.testing.assert_close(forecasts._bags[2], model.forecast(torch.eye(DIM)[None, :2])[0, -1])
+    assert torch.equal(forecasts(3 * plans[:2]), odds_BV[:2]), "a plan's length does not matter"
 
 
 def test_generate_refuses_options_that_would_do_nothing(workshop: Path, run_cli: Callable[..., Any]) -> None:
