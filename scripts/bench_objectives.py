@@ -25,7 +25,6 @@ from lsm.bench.controls import exponential_mean, fit_controls, sections_of
 from lsm.bench.evaluation import Documents, Judged, predictor_of, rows_predictor
 from lsm.bench.next_sentence import Predictor, measure
 from lsm.bench.parts import finished
-from lsm.codes.alphabet import Alphabet
 from lsm.commands.values import comma_separated, whole_numbers
 from lsm.config import load_settings, settings_from, to_dict
 from lsm.corpus.reader import Corpus
@@ -39,7 +38,6 @@ from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
 from lsm.latent.transformer import LatentTransformer
 from lsm.lm.frozen import FrozenLM
-from lsm.lm.tokens import load_tokens
 from lsm.progress import Progress, say
 from lsm.provenance import choose_device, report
 from lsm.report import tables
@@ -133,7 +131,7 @@ class Options:
     wording_lm: str = "smollm2-135m-instruct"
     """LM that judges the words."""
     lexical_lm: str = "smollm2-135m-instruct"
-    """LM over whose tokens words are forecast."""
+    """LM whose words are forecast."""
     resamples: int = 1000
     device: str = "auto"
 
@@ -161,8 +159,8 @@ def train(options: Options, device: torch.device) -> dict[str, Path]:
         run = options.out / "runs" / f"{variant.replace(' ', '_')}-{seed}"
         settings = settings_of(variant, base)
         say(f"{label} → {run}")
-        alphabet = Alphabet(load_tokens(options.lexical_lm)) if settings.objectives.lexical else None
-        task = Pretraining.on_corpus(options.train, settings, alphabet=alphabet, seed=seed, device=device)
+        lexical_lm = FrozenLM.load(options.lexical_lm, device=device) if settings.objectives.lexical else None
+        task = Pretraining.on_corpus(options.train, settings, lexical_lm=lexical_lm, seed=seed, device=device)
         Trainer(task, settings, run, seed=seed).train()
         runs[label] = run
     return runs

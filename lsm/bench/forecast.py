@@ -13,33 +13,30 @@ import torch
 
 from lsm.bench import intervals
 from lsm.bench.evaluation import MODEL, Documents
-from lsm.codes.alphabet import Alphabet
 from lsm.errors import UserError
 from lsm.latent.transformer import LatentTransformer
+from lsm.lm.frozen import FrozenLM
 
 RECALL_AT = (20, 100)
 DECAY = 0.7
 """Of the words read, sentence by sentence back."""
+_READ_SHARE = 0.3
+"""How probable a word of the last sentence is taken to stand in the next one too."""
 
 
-def require_words(model: LatentTransformer, documents: Documents, alphabet: Alphabet) -> None:
-    """Raise `UserError` unless the forecasts of the model can be judged on the documents' text with these tokens."""
+def require_words(model: LatentTransformer, documents: Documents, lm: FrozenLM) -> None:
+    """Raise `UserError` unless the forecasts of the model can be judged on the documents' text with this LM's words; attaches it."""
     assert model.lexical is not None
-    space = model.lexical.space
     if not documents.corpus.keeps_text:
         raise UserError(f"corpus {documents.corpus.path} keeps no text to judge the lexical forecast on; encode it without --drop-text")
-    if space.vocabulary_sha256 != alphabet.sha256:
-        raise UserError(
-            f"the model forecasts over {space.vocabulary:,} tokens (sha256 {space.vocabulary_sha256[:12]}), the tokenizer at hand has "
-            f"{alphabet.size:,} ({alphabet.sha256[:12]}); give the LM that it was pretrained for with --lexical-lm"
-        )
+    model.lexical.attach(lm)
 
 
 @torch.no_grad()
 def judge(
     model: LatentTransformer,
     documents: Documents,
-    alphabet: Alphabet,
+    lm: FrozenLM,
     *,
     minimum_context: int = 3,
     resamples: int = 1000,
@@ -49,11 +46,13 @@ def judge(
     """One row a way of telling words, with 95 % intervals from resampling documents.
 
     `recall_at_k`: of the weight (inverse document frequency) of the next sentence's tokens, the share that the k most expected tokens
-    hold. `explained`: how much nearer the forecast bag is to the true one than a bag of nothing, as a share of its square.
+    hold. `explained`: how much nearer the forecast bag is to the true one than the mean bag is, as a share of all that the latter misses.
+    `lm` must be attached (`require_words`).
     """
     lexical, found = model.lexical, {}
     assert lexical is not None
     document_Q: list[int] = []
+    explained: list[float] = []
     values: dict[str, dict[str, list[float]]] = {}
     parts, sections, vectors = documents.parts(), documents.sections(), documents.vectors()
     for g, number in enumerate(documents.numbers):
@@ -63,46 +62,40 @@ def judge(
             continue
         z_BSD = torch.from_numpy(np.asarray(vectors[g], dtype=np.float32))[None]
         bag_SK = model.forecast(z_BSD, section_BS=torch.from_numpy(sections[g])[None])[0]
-        rows = alphabet.tokens.encode_exact(documents.corpus.texts(int(number)))
+        rows = lm.tokens.encode_exact(documents.corpus.texts(int(number)))
         true_SK = lexical.bags(rows)
-        read_SK = _read(true_SK)
-        scores = {
-            MODEL: lexical.scores(bag_SK[asked - 1]),
-            f"words read, decay {DECAY}": lexical.scores(read_SK[asked - 1]),
-            "words of the last sentence": lexical.scores(true_SK[asked - 1]),
-            "frequent words": (lexical.share_V * lexical.weight_V)[None].expand(len(asked), -1),
-        }
-        for name, score_QV in scores.items():
-            columns = values.setdefault(name, {})
-            for k, recall in _recalls(score_QV, [rows[s] for s in asked], lexical.weight_V):
-                columns.setdefault(f"recall_at_{k}", []).extend(recall)
+        frequent_V, read_V = lexical.share_V * lexical.weight_V, torch.zeros_like(lexical.weight_V)
+        wanted = set(asked.tolist())
+        for s, ids in enumerate(rows):
+            if s in wanted:
+                scores = {
+                    MODEL: lexical.scores(bag_SK[s - 1 : s])[0],
+                    f"{MODEL} + words read": lexical.scores(bag_SK[s - 1 : s])[0] + _READ_SHARE * read_V,
+                    f"words read, decay {DECAY}": read_V,
+                    "words read + frequent words": frequent_V + _READ_SHARE * read_V,
+                    "frequent words": frequent_V,
+                }
+                for name, score_V in scores.items():
+                    for k, recall in _recalls(score_V, ids, lexical.weight_V):
+                        values.setdefault(name, {}).setdefault(f"recall_at_{k}", []).append(recall)
+            read_V *= DECAY
+            distinct = torch.tensor(sorted(set(ids)), dtype=torch.int64, device=read_V.device)
+            read_V[distinct] += (1 - DECAY) * lexical.weight_V[distinct]
         error_Q = (bag_SK[asked - 1] - true_SK[asked]).square().sum(-1)
-        square_Q = true_SK[asked].square().sum(-1).clamp(min=1e-9)
-        values[MODEL].setdefault("explained", []).extend((1 - error_Q / square_Q).tolist())
+        square_Q = true_SK[asked].square().sum(-1)
+        explained.extend(((square_Q - error_Q) / lexical.square).tolist())
         document_Q += [g] * len(asked)
         advance(1)
+    values[MODEL]["explained"] = explained
     drawn_RG = intervals.draw(len(documents.numbers), resamples, seed)
     for name, columns in values.items():
         found[name] = {key: intervals.mean(np.array(column), np.array(document_Q), drawn_RG) for key, column in columns.items()}
     return [{"predictor": name, "n": len(document_Q), **intervals.as_row(estimates)} for name, estimates in found.items()]
 
 
-def _read(bag_SK: torch.Tensor) -> torch.Tensor:
-    """Running sum of what was read, with decay."""
-    total_K, out = torch.zeros_like(bag_SK[0]), []
-    for bag_K in bag_SK:
-        total_K = DECAY * total_K + bag_K
-        out.append(total_K)
-    return torch.stack(out)
-
-
-def _recalls(score_QV: torch.Tensor, rows: Sequence[Sequence[int]], weight_V: torch.Tensor) -> Iterator[tuple[int, list[float]]]:
-    best_QK = score_QV.topk(max(RECALL_AT)).indices.tolist()
-    weights = weight_V.tolist()
+def _recalls(score_V: torch.Tensor, ids: Sequence[int], weight_V: torch.Tensor) -> Iterator[tuple[int, float]]:
+    best_K, wanted = score_V.topk(max(RECALL_AT)).indices.tolist(), sorted(set(ids))
+    weights = dict(zip(wanted, weight_V[wanted].tolist(), strict=True))
+    total = sum(weights.values())
     for k in RECALL_AT:
-        recalls = []
-        for best_K, ids in zip(best_QK, rows, strict=True):
-            wanted, expected = set(ids), set(best_K[:k])
-            total = sum(weights[token] for token in wanted)
-            recalls.append(sum(weights[token] for token in wanted & expected) / total if total else float("nan"))
-        yield k, recalls
+        yield k, sum(weights[token] for token in weights.keys() & set(best_K[:k])) / total if total else float("nan")

@@ -75,18 +75,18 @@ def words_of(options: Options, model: LatentTransformer, judged: Judged) -> Call
 def forecasts_of(options: Options, model: LatentTransformer, judged: Judged) -> Callable[[], list[dict[str, Any]]]:
     """Checks that the model's lexical forecast can be judged; called, it judges, prints, and gives the rows."""
     from lsm.bench import forecast
-    from lsm.codes.alphabet import Alphabet
-    from lsm.lm.tokens import load_tokens
+    from lsm.lm.frozen import FrozenLM
     from lsm.progress import Progress
     from lsm.report import tables
 
-    alphabet = Alphabet(load_tokens(options.lexical_lm))
-    forecast.require_words(model, judged.held_out, alphabet)
+    lm = FrozenLM.load(options.lexical_lm, device=model.mask_vector.device)
+    lm.drop_layers()
+    forecast.require_words(model, judged.held_out, lm)
 
     def find() -> list[dict[str, Any]]:
         with Progress("judging forecasts", len(judged.held_out.numbers), "documents", quiet=options.quiet) as progress:
             rows = forecast.judge(
-                model, judged.held_out, alphabet, minimum_context=options.minimum_context, resamples=options.resamples,
+                model, judged.held_out, lm, minimum_context=options.minimum_context, resamples=options.resamples,
                 seed=options.seed, advance=progress.advance,
             )  # fmt: skip
         tables.show(rows, tables.FORECAST, title="Words of the next sentence (shares of their weight, inverse document frequency)")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from lsm.codes.alphabet import Alphabet
     from lsm.corpus.reader import Corpus
     from lsm.decode.word_losses import PrefixLosses
+    from lsm.lm.frozen import FrozenLM
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,7 @@ class Options(CommonOptions):
     """Adapter through which the objectives `words` and `text_lm` read predictions: folder or shipped name; default: the shipped one for the
     encoder."""
     lexical_lm: str = "smollm2-135m-instruct"
-    """LM over whose tokens the objective `lexical` forecasts (its weights are not needed)."""
+    """LM whose words the objective `lexical` forecasts (its layers are not needed)."""
     index: Path | None = None
     """Phrase store of this corpus, in which `objectives.hard_negatives` are found (lsm build-index)."""
     settings: Annotated[PretrainSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=PretrainSettings)
@@ -54,12 +54,12 @@ def run(options: Options) -> dict[str, Any]:
 
     device, _ = choose_device(options.device)
     with joined(device) as ranks:
-        decoder, alphabet = _decoder(options, ranks.device or device), _alphabet(options)
+        decoder, lexical_lm = _decoder(options, ranks.device or device), _lexical_lm(options, ranks.device or device)
         task = Pretraining.on_corpus(
             options.corpus,
             options.settings,
             decoder=decoder,
-            alphabet=alphabet,
+            lexical_lm=lexical_lm,
             start_from=options.start_from,
             seed=options.seed,
             ranks=ranks,
@@ -97,16 +97,17 @@ def _decoder(options: Options, device: torch.device) -> PrefixLosses | None:
     return PrefixLosses(decoder, max_tokens=goals.words_tokens, context_tokens=goals.words_context)
 
 
-def _alphabet(options: Options) -> Alphabet | None:
+def _lexical_lm(options: Options, device: torch.device) -> FrozenLM | None:
     """What the objective `lexical` needs, nothing without it."""
     if not options.settings.objectives.lexical:
         return None
-    from lsm.codes.alphabet import Alphabet
     from lsm.corpus.reader import Corpus
-    from lsm.lm.tokens import load_tokens
+    from lsm.lm.frozen import FrozenLM
 
     _require_text(Corpus.open(options.corpus), "lexical")
-    return Alphabet(load_tokens(options.lexical_lm))
+    lm = FrozenLM.load(options.lexical_lm, device=device)
+    lm.drop_layers()
+    return lm
 
 
 def _require_text(corpus: Corpus, objective: str) -> None:

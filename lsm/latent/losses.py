@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from lsm.codes.alphabet import Alphabet
 from lsm.corpus.sampler import VectorDocuments
 from lsm.latent import objectives
 from lsm.latent.ahead import ahead_loss
@@ -20,6 +19,7 @@ from lsm.latent.settings import ObjectiveSettings
 from lsm.latent.space import judged_dims
 from lsm.latent.transformer import LatentTransformer
 from lsm.latent.words import WordLosses, word_loss
+from lsm.lm.frozen import FrozenLM
 
 _SHARED_BY = {"infonce": "contrast", "in_document": "contrast", "denoise": "denoise", "words": "words", "text_lm": "words"}
 """Which of `LatentBatch.weights` an objective is a mean over; the rest are means over all queries (`others`)."""
@@ -31,7 +31,7 @@ class WeightedSum:
     Args:
         source: whose texts the objectives in words take.
         decoder: for `words` and `text_lm`.
-        alphabet: for `lexical`.
+        lexical_lm: for `lexical`.
         accumulate: batches of one step.
         processes: that share a batch.
     """
@@ -43,11 +43,11 @@ class WeightedSum:
         source: VectorDocuments,
         *,
         decoder: WordLosses | None,
-        alphabet: Alphabet | None,
+        lexical_lm: FrozenLM | None,
         accumulate: int,
         processes: int,
     ) -> None:
-        self.model, self.goals, self.source, self.decoder, self.alphabet = model, goals, source, decoder, alphabet
+        self.model, self.goals, self.source, self.decoder, self.lexical_lm = model, goals, source, decoder, lexical_lm
         self.accumulate, self.processes = accumulate, processes
         self.gradients: dict[str, Tensor] = {}
         """Of the last batch, known once its loss has gone backward."""
@@ -79,10 +79,10 @@ class WeightedSum:
                 predicted_ND = model.point(anchor_BSD, self._watched(name, state_BSH)).flatten(0, 1)[batch.source_N[batch.worded_N]]
                 predicted_ND = predicted_ND[:, judged_dims(model.config.parts)]
                 parts[name] = word_loss(name, self.decoder, predicted_ND, batch, self.source)
-        if model.lexical is not None and self.alphabet is not None:
+        if model.lexical is not None and self.lexical_lm is not None:
             state_NH = self._watched("lexical", state_BSH).flatten(0, 1)[batch.source_N]
             texts = self.source.text_at(batch.target_row_N)
-            parts["lexical"] = model.lexical.loss(state_NH, self.alphabet.tokens.encode_exact(texts))
+            parts["lexical"] = model.lexical.loss(state_NH, self.lexical_lm.tokens.encode_exact(texts))
         if isinstance(model.sampler, EnergyHead | DenoisingHead):
             missing_ND = (target_ND - anchor_BSD.flatten(0, 1)[batch.source_N]) / model.normaliser.scale
             state_NH = self._watched("sampler", state_BSH).flatten(0, 1)[batch.source_N]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lsm.codes.alphabet import Alphabet
 from lsm.config import to_dict
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import PackedBatch, PackedSampler, VectorDocuments, permutation, split_documents, summary
@@ -33,6 +32,7 @@ from lsm.latent.space import Part, SpaceDocuments, judged_dims, parts_of
 from lsm.latent.trained_on import read_trained_on, write_trained_on
 from lsm.latent.transformer import LatentConfig, LatentTransformer
 from lsm.latent.words import WordLosses
+from lsm.lm.frozen import FrozenLM
 from lsm.training.distributed import ALONE, Ranks
 from lsm.training.loop import step_seed
 from lsm.training.task import Task
@@ -51,7 +51,7 @@ class Pretraining(Task):
         text_sha256: of every document's text, to record which ones are trained on; None where there is no text.
         decoder: frozen, for the objectives `words` and `text_lm`; the source must have `text_at` then.
         start_from: run whose weights the model starts from.
-        alphabet: tokens of the LM that will write, for the objective `lexical`; the source must have `text_at` then.
+        lexical_lm: the LM that will write, for the objective `lexical`; the source must have `text_at` then.
         neighbours: finds sentences of the source that resemble others, for `objectives.hard_negatives`.
         index: what tells one such finder from another.
 
@@ -73,7 +73,7 @@ class Pretraining(Task):
         corpus_fingerprint: str = "",
         text_sha256: Sequence[str] | None = None,
         decoder: WordLosses | None = None,
-        alphabet: Alphabet | None = None,
+        lexical_lm: FrozenLM | None = None,
         start_from: Path | None = None,
         neighbours: Neighbours | None = None,
         index: str = "",
@@ -84,9 +84,9 @@ class Pretraining(Task):
         self.settings, self.seed, self.ranks, self.device = settings, seed, ranks, ranks.device or torch.device(device)
         require_attention(settings.model.attention, self.device)
         self._inputs = {"corpus": corpus_fingerprint, "encoder": encoder or {}} | ({"decoder": decoder.name} if decoder else {})
-        self._inputs |= ({"alphabet": alphabet.sha256} if alphabet else {}) | ({"index": index} if index else {})
+        self._inputs |= ({"lexical_lm": lexical_lm.sha256} if lexical_lm else {}) | ({"index": index} if index else {})
         assert settings.objectives.worded == (decoder is not None), "objectives in words and a decoder go together"
-        assert (settings.objectives.lexical == 0) == (alphabet is None), "objectives.lexical and an alphabet go together"
+        assert (settings.objectives.lexical == 0) == (lexical_lm is None), "objectives.lexical and an LM go together"
         assert (settings.objectives.hard_negatives == 0) == (neighbours is None), "objectives.hard_negatives and neighbours go together"
         train, held_out = split_documents(source.doc_ids, settings.data.held_out_fraction)
         # In a fixed random order, so that less data is not another domain.
@@ -109,13 +109,13 @@ class Pretraining(Task):
             temperature=settings.objectives.temperature, point=settings.objectives.point,
             restores=settings.objectives.denoise > 0,
             guidable=settings.objectives.hide_state > 0,
-            lexical=None if alphabet is None else LexicalSpace.over(alphabet, settings.objectives.lexical_dims),
+            lexical=None if lexical_lm is None else LexicalSpace.of(lexical_lm),
             ahead=settings.objectives.heads_ahead,
         )  # fmt: skip
         torch.manual_seed(step_seed(seed, _MODEL_STREAM))
         self.model = LatentTransformer(config, normaliser)
-        if alphabet is not None and self.model.lexical is not None:
-            self.model.lexical.fit(alphabet.tokens.encode_exact(_some_texts(source, train)))
+        if lexical_lm is not None and self.model.lexical is not None:
+            self.model.lexical.fit(lexical_lm, _some_texts(source, train))
         if start_from is not None:
             self.model.take_weights(LatentTransformer.from_pretrained(start_from), start_from)
             self._inputs |= {"start_from": sha256_file(locate(start_from) / WEIGHTS)}
@@ -127,7 +127,7 @@ class Pretraining(Task):
             settings.objectives,
             source,
             decoder=decoder,
-            alphabet=alphabet,
+            lexical_lm=lexical_lm,
             accumulate=settings.accumulate,
             processes=ranks.size,
         )
@@ -150,7 +150,7 @@ class Pretraining(Task):
         settings: PretrainSettings,
         *,
         decoder: WordLosses | None = None,
-        alphabet: Alphabet | None = None,
+        lexical_lm: FrozenLM | None = None,
         start_from: Path | None = None,
         neighbours: Neighbours | None = None,
         index: str = "",
@@ -172,7 +172,7 @@ class Pretraining(Task):
             corpus_fingerprint=corpus.fingerprint,
             text_sha256=corpus.documents["text_sha256"].to_pylist(),
             decoder=decoder,
-            alphabet=alphabet,
+            lexical_lm=lexical_lm,
             start_from=start_from,
             neighbours=neighbours,
             index=index,

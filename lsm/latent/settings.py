@@ -109,9 +109,7 @@ class ObjectiveSettings:
     words_context: int = 96
     """Tokens of the text before a sentence that the LM of `text_lm` reads, the last ones."""
     lexical: float = 0.0
-    """Weight of forecasting the words of the next sentence, as a bag (mean squared error over the bags' mean square)."""
-    lexical_dims: int = 256
-    """Dims of a bag: more, and words stand clearer of each other."""
+    """Weight of forecasting the words of the next sentence, as a bag (mean squared error over the bags' variance)."""
     ahead: float = 0.0
     """Weight of the mean squared error of sentences beyond the next, each predicted by a head of its own from the same place (Gloeckle et
     al. 2024, there with tokens), in the normaliser's space."""
@@ -168,8 +166,6 @@ class ObjectiveSettings:
         problems = [f"objectives.{name} {getattr(self, name)} must not be negative" for name in _OBJECTIVES if not getattr(self, name) >= 0]
         if not problems and not any(getattr(self, name) for name in _OBJECTIVES):
             problems.append(f"objectives: {', '.join(_OBJECTIVES[:-1])} and {_OBJECTIVES[-1]} are all 0; give at least one a weight")
-        if self.lexical_dims < 1:
-            problems.append(f"objectives.lexical_dims {self.lexical_dims} must be at least 1")
         if self.words_sentences < 1 or self.words_tokens < 2:
             problems.append(f"objectives.words_sentences {self.words_sentences} must be at least 1 and words_tokens {self.words_tokens} 2")
         if self.words_context < 1:

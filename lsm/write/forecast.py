@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm.codes.alphabet import Alphabet
 from lsm.decode.decoders import Decoder, PrefixDecoder
 from lsm.decode.vectors import unit
 from lsm.errors import UserError
@@ -59,15 +58,10 @@ def forecasts_for(model: LatentTransformer, decoder: Decoder, run: Path) -> Fore
     """The forecasts of the model in `run`, for the words of `decoder`.
 
     Raises:
-        UserError: the model forecasts no words, or over another tokenizer than the decoder's LM has.
+        UserError: the model forecasts no words, or those of another LM than the decoder's.
     """
     if model.lexical is None:
         raise UserError(f"--forecast: {run} forecasts no words; pretrain with --objectives.lexical 1")
     assert isinstance(decoder, PrefixDecoder)
-    alphabet, space = Alphabet(decoder.lm.tokens), model.lexical.space
-    if alphabet.sha256 != space.vocabulary_sha256:
-        raise UserError(
-            f"--forecast: {run} forecasts over {space.vocabulary:,} tokens (sha256 {space.vocabulary_sha256[:12]}), the LM that writes, "
-            f"{decoder.lm.name}, has {alphabet.size:,} ({alphabet.sha256[:12]}); pretrain with --lexical-lm {decoder.lm.name}"
-        )
+    model.lexical.attach(decoder.lm)
     return Forecasts(model)

@@ -14,6 +14,7 @@ import torch
 from lsm.latent.lexical import LexicalSpace
 from lsm.latent.settings import ModelSettings
 from lsm.latent.transformer import LatentConfig, LatentTransformer
+from lsm.lm.frozen import FrozenLM
 from lsm.write.continuation import RepetitionRules, continue_document, turn_away
 from lsm.write.forecast import Forecasts
 
@@ -191,16 +192,17 @@ def test_generate_lifts_the_words_that_the_run_forecasts(workshop: Path, run_cli
 
 
 def test_forecasts_belong_to_their_plans() -> None:
-    lexical = LexicalSpace(vocabulary=20, vocabulary_sha256="made up", dims=64)
-    model = LatentTransformer(LatentConfig(dim=DIM, model=ModelSettings(context=4, hidden=8, layers=0, heads=2), lexical=lexical))
+    lm = FrozenLM.load("stub")
+    settings = ModelSettings(context=4, hidden=8, layers=0, heads=2)
+    model = LatentTransformer(LatentConfig(dim=DIM, model=settings, lexical=LexicalSpace.of(lm)))
     assert model.lexical is not None
-    model.lexical.fit([[1, 2], [1, 3], [1, 4], [1, 5]])
+    model.lexical.fit(lm, ["ab", "ac", "ad", "ae"])
     forecasts = Forecasts(model)
     plans = np.eye(DIM, dtype=np.float32)[:3]
-    for plan_D, bag_K in zip(plans, model.lexical.bags([[2], [3]]), strict=False):
+    for plan_D, bag_K in zip(plans, model.lexical.bags(lm.tokens.encode(["b", "c"])), strict=False):
         forecasts.keep(plan_D, bag_K)
     odds_BV = forecasts(plans)
-    assert odds_BV.argmax(1).tolist()[:2] == [2, 3] and not odds_BV[2].any(), "nothing was forecast with the third"
+    assert odds_BV.argmax(1).tolist()[:2] == [*b"bc"] and not odds_BV[2].any(), "nothing was forecast with the third"
     forecasts.foresee(plans[2], torch.eye(DIM)[:2])
     torch.testing.assert_close(forecasts._bags[2], model.forecast(torch.eye(DIM)[None, :2])[0, -1])
     assert torch.equal(forecasts(3 * plans[:2]), odds_BV[:2]), "a plan's length does not matter"
