@@ -40,6 +40,7 @@ from lsm.encode.encoder import encoder_info, load_encoder
 from lsm.errors import UserError
 from lsm.files import atomic_write, fingerprint, read_json, sha256_file, write_json
 from lsm.latent.heads import VectorSampling
+from lsm.latent.saved import WEIGHTS, locate
 from lsm.latent.transformer import LatentTransformer
 from lsm.lm.frozen import FrozenLM
 from lsm.progress import Progress, say
@@ -278,8 +279,11 @@ def main() -> None:
 def claim(options: argparse.Namespace, bench: Bench) -> None:
     """Refuse a folder that holds texts of other settings."""
     settings = {name: getattr(options, name) for name in ("read", "sentences", "snap", "seed")} | {"documents": bench.ids}
-    weights = next(path for path in (options.run / "model.safetensors", options.run / "final" / "model.safetensors") if path.exists())
-    settings |= {"run": sha256_file(weights), "index": sha256_file(options.index), "adapter": bench.prefix.adapter.sha256()}
+    settings |= {
+        "run": sha256_file(locate(options.run) / WEIGHTS),
+        "index": sha256_file(options.index),
+        "adapter": bench.prefix.adapter.sha256(),
+    }
     settings |= {"encoder": bench.encoder.fingerprint(), "lm_tokens": options.lm_tokens}
     path, mine = options.out / "settings.json", fingerprint(settings)
     options.out.mkdir(parents=True, exist_ok=True)

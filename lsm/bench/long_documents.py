@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _WORD = re.compile(r"\w+")
 _REPEATED = 4
 _DISTINCT = (1, 2, 3)
-_READ_TOKENS, _JUDGED_TOKENS = 768, 256
+_READ_TOKENS, _JUDGED_TOKENS = 1024, 1024
 """A reader judges so many tokens at once, with at least so many before them where there are so many."""
 
 
@@ -102,7 +102,7 @@ def drift_rows(
 
 @torch.inference_mode()
 def surprise(lm: FrozenLM, read: Sequence[str], texts: Sequence[str]) -> tuple[float, int]:
-    """Nats of `texts` for an LM that has read `read` and then what it judges, as far back as 768 tokens at least; and how many tokens."""
+    """Nats of `texts` for an LM that has read `read` and then what it judges, as far back as 1,024 tokens at least; and how many tokens."""
     before, after = lm.tokens.encode([" ".join(read) + " ", " ".join(texts)])
     starts = lm.tokens.start_ids or [lm.tokens.end_id]
     ids, nats = [*before, *after], 0.0
