@@ -93,6 +93,8 @@ COLUMNS = (
     tables.Column("predictor", "trained by", "text"),
     tables.Column("contrastive_accuracy", "contrastive accuracy", "share", interval=True),
     tables.Column("lead_contrastive_accuracy", "its lead over mse", "share", interval=True),
+    tables.Column("document_contrastive_accuracy", "in-document contrastive accuracy", "share", interval=True),
+    tables.Column("lead_document_contrastive_accuracy", "its lead over mse", "share", interval=True),
     tables.Column("recall_at_10", "recall@10", "share", interval=True),
     tables.Column("median_rank", "median rank", "count"),
     tables.Column("document_recall_at_1", "in-document recall@1", "share", interval=True),

@@ -24,7 +24,16 @@ from lsm.latent.diagnostics import effective_rank, mean_pairwise_cosine, princip
 Predictor = Callable[[np.ndarray], np.ndarray]
 """z_SD → predicted_SD: row s, seen from z[: s + 1] alone, predicts z[s + 1]. A row of NaN = no prediction asked for here."""
 
-QUANTITIES = ("rank", "document_rank", "document_chance", "contrastive_accuracy", "cosine", "l2", "l2_nearest")
+QUANTITIES = (
+    "rank",
+    "document_rank",
+    "document_chance",
+    "contrastive_accuracy",
+    "document_contrastive_accuracy",
+    "cosine",
+    "l2",
+    "l2_nearest",
+)
 RECALL_AT = (1, 10, 100)
 _TIE_TOLERANCE = 1e-6  # float32 products of equal vectors differ by this much with their place in a block
 _CHUNK_ELEMENTS = 3_000_000  # cosines at a time: small enough that counting them happens in cache
@@ -186,10 +195,15 @@ def _rank(predicted_QD: torch.Tensor, queries: Queries) -> dict[str, np.ndarray]
         cosine_QC = predicted_QD[start:stop] @ queries.candidates_CD.T
         target_Q = torch.from_numpy(queries.target_Q[start:stop])
         true_Q1 = cosine_QC.gather(1, target_Q[:, None])
-        outcome["contrastive_accuracy"][start:stop] = _contrastive_accuracy(cosine_QC, true_Q1, _neighbours(queries, slice(start, stop)))
+        neighbours_Q2 = _neighbours(queries, slice(start, stop))
+        outcome["contrastive_accuracy"][start:stop] = _contrastive_accuracy(cosine_QC, true_Q1, neighbours_Q2)
         documents, first = np.unique(queries.document_Q[start:stop], return_index=True)
         for g, a, b in zip(documents, first, [*first[1:], stop - start], strict=True):
             own = slice(queries.candidate_start[g], queries.candidate_start[g + 1])
+            beside_Q2 = np.where(neighbours_Q2[a:b] < 0, -1, neighbours_Q2[a:b] - own.start)
+            outcome["document_contrastive_accuracy"][start + a : start + b] = _contrastive_accuracy(
+                cosine_QC[a:b, own], true_Q1[a:b], beside_Q2
+            )
             unread = torch.from_numpy(queries.candidate_position_C[own][None, :] > queries.position_Q[start + a : start + b, None])
             cosine_QC[a:b, own].masked_fill_(~unread, -torch.inf)
             later = unread.sum(1).numpy().astype(np.float64)
@@ -215,8 +229,9 @@ def _neighbours(queries: Queries, some: slice) -> np.ndarray:
 
 
 def _contrastive_accuracy(cosine_QC: torch.Tensor, true_Q1: torch.Tensor, neighbours_Q2: np.ndarray) -> np.ndarray:
-    """Share of all sentences that lie further from the prediction than the truth does, the truth's two neighbours left out (Large Concept
-    Model, §2.4: there among a batch, by ℓ2, which on the sphere orders as the cosine does); sentences already read take part."""
+    """Share of the candidates that lie further from the prediction than the truth does, the truth's two neighbours left out (Large Concept
+    Model, §2.4: there among a batch, by ℓ2, which on the sphere orders as the cosine does); sentences already read take part. Among a whole
+    corpus a mean of what was read has nearly all of it; among the document's own sentences it has not."""
     is_there_Q2 = torch.from_numpy(neighbours_Q2 >= 0)
     beside_Q2 = cosine_QC.gather(1, torch.from_numpy(neighbours_Q2).clamp(min=0)).masked_fill(~is_there_Q2, torch.inf)
     others_Q = cosine_QC.shape[1] - 1 - is_there_Q2.sum(1).numpy()
@@ -241,7 +256,8 @@ def _metrics(outcome: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     metrics["document_recall_at_1"] = _within(document_rank, 1)
     metrics["document_mrr"] = 1 / document_rank
     metrics["document_chance"] = outcome["document_chance"]
-    metrics["contrastive_accuracy"] = outcome["contrastive_accuracy"]
+    for name in ("contrastive_accuracy", "document_contrastive_accuracy"):
+        metrics[name] = outcome[name]
     metrics["cosine"], metrics["l2"], metrics["l2_nearest"] = outcome["cosine"], outcome["l2"], outcome["l2_nearest"]
     metrics["l2_gap"] = outcome["l2"] - outcome["l2_nearest"]
     return metrics

@@ -79,7 +79,7 @@ def test_contrastive_accuracy_equals_the_plain_one(predictor) -> None:
     documents, parts = random_documents(6, seed=3)
     outcome = measure(documents, parts, {"it": predictor}, minimum_context=3).outcomes["it"]
     whole = [(h, t, z_SD[t]) for h, z_SD in enumerate(documents) for t in range(len(z_SD)) if parts[h][t] == 0]
-    expected = []
+    expected, expected_own = [], []
     for g, z_SD in enumerate(documents):
         predicted = unit(np.asarray(predictor(z_SD), dtype=np.float32))
         own = [t for h, t, _ in whole if h == g]
@@ -89,7 +89,10 @@ def test_contrastive_accuracy_equals_the_plain_one(predictor) -> None:
             place = own.index(s + 1)
             left_out = {(g, t) for t in own[max(0, place - 1) : place + 2]}
             truth = np.linalg.norm(predicted[s] - z_SD[s + 1])
-            expected.append(np.mean([np.linalg.norm(predicted[s] - z) > truth for h, t, z in whole if (h, t) not in left_out]))
+            further = {(h, t): np.linalg.norm(predicted[s] - z) > truth for h, t, z in whole if (h, t) not in left_out}
+            expected.append(np.mean(list(further.values())))
+            expected_own.append(np.mean([is_further for (h, _), is_further in further.items() if h == g]))
+    np.testing.assert_allclose(outcome["document_contrastive_accuracy"], expected_own, atol=1e-9)
     np.testing.assert_allclose(outcome["contrastive_accuracy"], expected, atol=1e-9)
 
 
