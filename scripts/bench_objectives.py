@@ -1,7 +1,7 @@
 """Which objective makes a latent transformer that does not predict the mean: every one alone and mixtures, on the same data and steps.
 
     lsm encode-corpus TRAIN… --out CORPUS; lsm encode-corpus HELD_OUT… --out JUDGED   (for every domain)
-    python scripts/bench_objectives.py --train CORPUS --judge wikipedia=JUDGED … --out DIR [--seeds 0,1,2 --variants mse,mixture]
+    python scripts/bench_objectives.py --train CORPUS --judge wikipedia=JUDGED … --out DIR [--seeds 0,1,2 --variants "mse,mse + infonce"]
 
 Runs lie in DIR/runs and resume; each scoreboard is written to DIR when it is done and passed over when it is there. All runs stand on one
 scoreboard a domain, so that differences to MSE alone are paired. DIR/objectives.md is the table.

@@ -127,7 +127,8 @@ def main(options: Options) -> None:
     encoder = load_encoder(corpus.encoder["name"], device=str(device))
     prefix = DecoderSource(encoder=encoder.fingerprint(), device=device).prefix()
     code = LearnedCode.from_pretrained(options.learned_code or find_learned_code(encoder.fingerprint()))
-    codec = LearnedCodec(prefix.lm, code, getattr(encoder, "token_states", None))
+    # An LM of its own: a code may bring LoRA layers.
+    codec = LearnedCodec(FrozenLM.load(prefix.lm.name, device=device), code, getattr(encoder, "token_states", None))
     vectors: list[dict[str, Any]] = []
     said: dict[str, list[str]] = {}
     places: wording.Places | None = None

@@ -314,7 +314,8 @@ def differences(board: Scoreboard, rows: Sequence[dict[str, Any]], *, resamples:
 
 def _run_record(run: Path) -> dict[str, Any]:
     """`run.json` of the run that `run` is, or whose `final/` it is; empty for a model folder from elsewhere."""
-    for folder in (run, run.resolve().parent):
+    model = locate(run)
+    for folder in (model, model.resolve().parent):
         if (folder / "run.json").exists():
             return read_json(folder / "run.json")
     return {}

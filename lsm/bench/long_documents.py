@@ -105,11 +105,14 @@ def surprise(lm: FrozenLM, read: Sequence[str], texts: Sequence[str]) -> tuple[f
     """Nats of `texts` for an LM that has read `read` and then what it judges, as far back as 1,024 tokens at least; and how many tokens."""
     before, after = lm.tokens.encode([" ".join(read) + " ", " ".join(texts)])
     starts = lm.tokens.start_ids or [lm.tokens.end_id]
+    window = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None) or _READ_TOKENS + _JUDGED_TOKENS
+    at_once = min(_JUDGED_TOKENS, window // 2)
+    back = min(_READ_TOKENS, window - at_once) - len(starts)
     ids, nats = [*before, *after], 0.0
     first = len(before)
-    for start in range(first, len(ids), _JUDGED_TOKENS):
-        stop = min(start + _JUDGED_TOKENS, len(ids))
-        context = torch.tensor([starts + ids[max(0, start - _READ_TOKENS) : start]], device=lm.device)
+    for start in range(first, len(ids), at_once):
+        stop = min(start + at_once, len(ids))
+        context = torch.tensor([starts + ids[max(0, start - back) : start]], device=lm.device)
         own = torch.tensor([ids[start:stop]], device=lm.device)
         nats += float(lm.prefix_loss(lm.embed(context), own, torch.ones_like(own, dtype=torch.bool))[0]) * (stop - start)
     return nats, len(ids) - first

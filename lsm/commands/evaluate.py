@@ -23,7 +23,7 @@ class Options(SamplingOptions):
     """Next-sentence scoreboard of a run."""
 
     model: Positional[Path]
-    """Run of lsm pretrain, or a folder with a saved latent transformer."""
+    """Run of lsm pretrain, a folder with a saved latent transformer, or the name of a shipped one."""
     corpus: Path
     """Corpus to judge on: of the run's own training corpus its held-out documents, of another all that the run was not trained on."""
     train_corpus: Path | None = None
@@ -59,8 +59,8 @@ class Options(SamplingOptions):
     how much likelier an LM finds the text after the ten sentences before it (mutual information)."""
     wording_lm: str = "smollm2-135m-instruct"
     """LM that judges the words; one that took no part in writing them is fairer."""
-    lexical_lm: str = "smollm2-135m-instruct"
-    """LM over whose tokens the run forecasts words, where it does."""
+    lexical_lm: str | None = None
+    """Where the LM lies whose words the run forecasts, when it is not the asset of its name."""
     forecast: float = 0.5
     """With --wording, and a run that forecasts words: lift them by so many times their log odds in one more row."""
     adapter: str | None = None
@@ -92,6 +92,7 @@ def run(options: Options) -> dict[str, Any]:
         ("--context", options.context, 2),
         ("--cloze-stories", options.cloze_stories, 1),
         ("--wording", options.wording, 0),
+        ("--forecast", options.forecast, 0),
         ("--rollout", options.rollout, 0),
         ("--rollout-read", options.rollout_read, 1),
     ):
@@ -138,7 +139,7 @@ def run(options: Options) -> dict[str, Any]:
         drift.require_long_enough(judged.held_out, options.rollout_read + options.rollout, options.rollout)
     choose_endings = _chooser(options, model) if options.cloze else None
     find_words = words_of(options, model, judged) if options.wording else None
-    judge_forecasts = forecasts_of(options, model, judged) if model.lexical is not None else None
+    judge_forecasts = forecasts_of(options, model, judged) if model.lexical is not None and corpus.keeps_text else None
     with Progress("scoring", None, "predictors", quiet=options.quiet) as progress:
         board = evaluation.evaluate(
             model,

@@ -44,14 +44,20 @@ def words_of(options: Options, model: LatentTransformer, judged: Judged) -> Call
 
     def lift() -> list[str]:
         z_ND = wording.predicted_at(judged.held_out, places, predictors[MODEL])
-        vectors, forecasts = judged.held_out.vectors(), forecasts_for(model, decoder, options.model)
+        vectors, section_GS = judged.held_out.vectors(), judged.held_out.sections()
+        forecasts = forecasts_for(model, decoder, options.model)
         for z_D, g, s in zip(z_ND, places.document_N, places.position_N, strict=True):
             read_SD = torch.from_numpy(np.asarray(vectors[g][: s + 1], dtype=np.float32))
-            forecasts.foresee(z_D, read_SD)
+            forecasts.foresee(z_D, read_SD, torch.from_numpy(section_GS[g][: s + 1]))
         told = ContextDecoder(decoder, weight=0.0, forecast=forecasts, forecast_weight=options.forecast)
         return told.decode(z_ND, seed=options.seed)
 
-    lifted = lift if model.lexical is not None and options.forecast else None
+    lifted = None
+    if model.lexical is not None and options.forecast:
+        if model.lexical.space.lm_sha256 == decoder.lm.sha256:
+            lifted = lift
+        else:
+            say(f"  the run forecasts words of {model.lexical.space.lm}, {decoder.lm.name} writes: none are lifted", quiet=options.quiet)
 
     def find() -> dict[str, Any]:
         said = wording.word(judged.held_out, places, predictors, decoder, seed=options.seed)
@@ -79,7 +85,8 @@ def forecasts_of(options: Options, model: LatentTransformer, judged: Judged) -> 
     from lsm.progress import Progress
     from lsm.report import tables
 
-    lm = FrozenLM.load(options.lexical_lm, device=model.mask_vector.device)
+    assert model.lexical is not None
+    lm = FrozenLM.load(options.lexical_lm or model.lexical.space.lm, device=model.mask_vector.device)
     lm.drop_layers()
     forecast.require_words(model, judged.held_out, lm)
 

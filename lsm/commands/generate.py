@@ -23,7 +23,7 @@ class Options(DecoderOptions, SamplingOptions):
     """Continue a document with a latent transformer and a decoder."""
 
     model: Positional[Path]
-    """Run of lsm pretrain, or a folder with a saved latent transformer."""
+    """Run of lsm pretrain, a folder with a saved latent transformer, or the name of a shipped one."""
     prompt: str
     """File with the beginning of the document; - reads standard input."""
     sentences: int = 10

@@ -93,10 +93,10 @@ class LexicalForecast(nn.Module):
         """Make the codebook from the LM's output layer; raises `UserError` when it is another LM."""
         self.space.require(lm)
         u_VK = (self.share_V * self.weight_V)[:, None] * lm.head_VH.to(self.share_V)
-        gram_KK = (u_VK.T @ u_VK).double()
-        gram_KK += torch.eye(len(gram_KK), device=gram_KK.device) * (_RIDGE * gram_KK.diagonal().mean()).clamp(min=1e-30)
+        gram_KK = (u_VK.T @ u_VK).cpu().double()  # Apple's GPUs have no float64
+        gram_KK += torch.eye(len(gram_KK), dtype=torch.float64) * (_RIDGE * gram_KK.diagonal().mean()).clamp(min=1e-30)
         value_K, vector_KK = torch.linalg.eigh(gram_KK)
-        self._codebook_VK = u_VK @ ((vector_KK * value_K.rsqrt()) @ vector_KK.T).float()
+        self._codebook_VK = u_VK @ ((vector_KK * value_K.rsqrt()) @ vector_KK.T).to(u_VK)
 
     @property
     def codebook_VK(self) -> Tensor:

@@ -29,7 +29,7 @@ from lsm.latent.normaliser import Normaliser
 from lsm.latent.saved import WEIGHTS, locate
 from lsm.latent.settings import PretrainSettings
 from lsm.latent.space import Part, SpaceDocuments, judged_dims, parts_of
-from lsm.latent.trained_on import read_trained_on, write_trained_on
+from lsm.latent.trained_on import read_trained_on, text_key, write_trained_on
 from lsm.latent.transformer import LatentConfig, LatentTransformer
 from lsm.latent.words import WordLosses
 from lsm.lm.frozen import FrozenLM
@@ -92,7 +92,11 @@ class Pretraining(Task):
         # In a fixed random order, so that less data is not another domain.
         train = np.sort(train[permutation(len(train), 0, 0)[: settings.data.limit_documents]])
         self._hard = HardNegativeTable(source, train, neighbours, settings.objectives) if neighbours is not None else None
-        self._trained_on = None if text_sha256 is None else [text_sha256[doc] for doc in train]
+        before = read_trained_on(locate(start_from)) if start_from is not None else set()
+        # Unknown once, unknown for good: a list that is not whole would let a scoreboard judge on training documents.
+        self._trained_on = None if text_sha256 is None or before is None else [*(text_sha256[doc] for doc in train), *before]
+        if before and text_sha256 is not None:
+            held_out = np.array([doc for doc in held_out if text_key(text_sha256[doc]) not in before], dtype=np.int64)
         rows = max(1, settings.data.batch_sentences // settings.model.context)
         self.sampler = PackedSampler(source, train, context=settings.model.context, rows=rows, seed=seed)
         self.held_out = PackedSampler(source, held_out, context=settings.model.context, rows=rows)
@@ -118,8 +122,9 @@ class Pretraining(Task):
             self.model.lexical.fit(lexical_lm, _some_texts(source, train))
         if start_from is not None:
             self.model.take_weights(LatentTransformer.from_pretrained(start_from), start_from)
+            if lexical_lm is not None and self.model.lexical is not None:
+                self.model.lexical.attach(lexical_lm)  # its document frequencies have come along
             self._inputs |= {"start_from": sha256_file(locate(start_from) / WEIGHTS)}
-            self._trained_on = [*(self._trained_on or []), *(read_trained_on(start_from) or [])]
         self.model.to(self.device)
         self.module = self.model
         self.losses = WeightedSum(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lsm.config import to_dict
 from lsm.corpus.format import require_same_space
 from lsm.errors import UserError
 from lsm.latent.anchor import Anchor
@@ -28,6 +29,7 @@ from lsm.latent.settings import ModelSettings, RopeScaling
 from lsm.latent.space import Part, unit_parts
 
 _ROWS_AT_A_TIME = 64
+_SHAPE, _HEAD = ("hidden", "layers", "heads", "ffn_ratio", "positions", "anchor"), ("sampler", "sampler_width", "sampler_blocks")
 
 
 @dataclass(kw_only=True)
@@ -270,20 +272,27 @@ class LatentTransformer(nn.Module):
         return anchor + difference_ND.view(anchor.shape) * self.normaliser.scale
 
     def take_weights(self, other: LatentTransformer, origin: Path) -> None:
-        """Start from another model: its normaliser and the weights of all that both have.
+        """Start from another model: its normaliser and the weights of all that both have. Context and scaling of positions may differ.
 
         Raises:
-            UserError: the models differ in size or space; the message names `origin`.
+            UserError: the models differ in shape or space; the message names `origin`.
         """
         if self.config.encoder and other.config.encoder:
             require_same_space(other.config.encoder, self.config.encoder, what=f"run {origin}")
-        mine, theirs = self.state_dict(), other.state_dict()
-        shared = {name: value for name, value in theirs.items() if name in mine}
-        if odd := [name for name, value in shared.items() if value.shape != mine[name].shape] or (
-            self.config.parts != other.config.parts and ["its parts"]
-        ):
-            raise UserError(f"{origin} is a model of another size or space ({odd[0]}); give the settings that it was trained with")
-        self.load_state_dict(shared, strict=False)
+        mine, theirs = to_dict(self.config.model), to_dict(other.config.model)
+        odd = [f"model.{name} {theirs[name]}, not {mine[name]}" for name in _SHAPE if mine[name] != theirs[name]]
+        if self.sampler is not None and other.sampler is not None:
+            odd += [f"model.{name} {theirs[name]}, not {mine[name]}" for name in _HEAD if mine[name] != theirs[name]]
+        if (self.config.parts, self.config.residual) != (other.config.parts, other.config.residual):
+            odd.append("other parts of its vectors")
+        if self.config.lexical and other.config.lexical and self.config.lexical != other.config.lexical:
+            odd.append(f"a forecast of {other.config.lexical.lm}'s words, not {self.config.lexical.lm}'s")
+        if odd:
+            raise UserError(f"{origin} is a model of another shape ({odd[0]}); give the settings that it was trained with")
+        weights, own = other.state_dict(), self.state_dict()
+        self.load_state_dict(
+            {name: value for name, value in weights.items() if name in own and not name.startswith("positions.")}, strict=False
+        )
 
     def save_pretrained(self, folder: str | Path, card: str | None = None, *, dtype: torch.dtype = torch.float32) -> None:
         """Write model.safetensors, normaliser.safetensors, config.json and README.md (the card) into `folder`.

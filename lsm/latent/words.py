@@ -15,6 +15,9 @@ from torch import Tensor
 from lsm.corpus.sampler import VectorDocuments
 from lsm.latent.batch import LatentBatch
 
+_SENTENCES_BEFORE = 32
+"""As far back as `text_lm` looks for its tokens."""
+
 
 class WordLosses(Protocol):
     """A decoder's losses for unit vectors [N, D] and the sentences that they should be: nats a token [N], with gradients to the vectors."""
@@ -44,6 +47,7 @@ def word_loss(
     z_ND, texts = F.normalize(predicted_ND, dim=-1), source.text_at(target)
     if name == "words":
         return losses.words(z_ND, texts).mean()
+    first = np.maximum(first, target - _SENTENCES_BEFORE)
     earlier = source.text_at(np.concatenate([np.arange(start, stop) for start, stop in zip(first, target, strict=True)]))
     ends = np.cumsum(target - first)
     before = [earlier[end - count : end] for end, count in zip(ends, target - first, strict=True)]

@@ -85,7 +85,9 @@ class FolderTokens:
         if self._tokenizer.eos_token_id is None:
             raise UserError(f"{folder}: its tokenizer has no end token; give a causal LM whose tokenizer_config.json names an eos_token")
         self.end_id = int(self._tokenizer.eos_token_id)
-        self.start_ids = [token for token in self._tokenizer("").input_ids if token != self.end_id]
+        # Some tokenizers put the end token behind a text too, and some begin texts with that very token.
+        around = self._tokenizer("a").input_ids
+        self.start_ids = around[: around.index(inner[0])] if (inner := self.encode(["a"])[0]) and inner[0] in around else []
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), add_special_tokens=False).input_ids if len(texts) else []

@@ -79,7 +79,7 @@ def continue_document(
     ending: Callable[[Tensor], bool] | None = None,
     rules: RepetitionRules | None = None,
     block: int | None = None,
-    foresee: Callable[[np.ndarray, Tensor], None] | None = None,
+    foresee: Callable[[np.ndarray, Tensor, Tensor], None] | None = None,
     seed: int = 0,
     on_sentence: Callable[[str], None] = lambda text: None,
 ) -> Continuation:
@@ -98,7 +98,7 @@ def continue_document(
         snap: replaces each planned unit vector before it is worded and read on (see `lsm.write.snap`).
         ending: whether a vector (planned, or read in its place) ends the document (`lsm.write.ending`); None goes on to `n_sentences`.
         block: plans worded in one batch, when all are planned first; None words all of them in one.
-        foresee: called with each plan as it will be worded and what is read before it (`lsm.write.forecast`).
+        foresee: called with each plan as it will be worded, what is read before it, and the sections of that (`lsm.write.forecast`).
         on_sentence: called with each sentence once it stands.
     """
     rules = rules or RepetitionRules()
@@ -117,7 +117,7 @@ def continue_document(
         plan_D = z_D if turned_D is None else unit_parts(turned_D, model.config.parts)
         plans.append(plan_D.numpy())
         if foresee is not None:
-            foresee(plans[-1], before_SD)
+            foresee(plans[-1], before_SD, torch.cat([sections, sections[-1:].repeat(step)])[-len(before_SD) :])
         read_D = plan_D
         if encode is not None and not writer.stopped:
             text = writer.write([plan_D.numpy()])[0]
@@ -126,7 +126,7 @@ def continue_document(
         recent.append(_unit(read_D))
         return read_D
 
-    sections = None if section_S is None else torch.from_numpy(section_S)
+    sections = torch.zeros(len(z_SD), dtype=torch.int64) if section_S is None else torch.from_numpy(section_S)
     begun_SD = torch.from_numpy(np.asarray(z_SD, dtype=np.float32))
 
     def over(z_D: Tensor) -> bool:

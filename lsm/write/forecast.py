@@ -33,9 +33,9 @@ class Forecasts:
         self._plans: list[np.ndarray] = []
         self._bags: list[Tensor] = []
 
-    def foresee(self, plan_D: np.ndarray, read_SD: Tensor) -> None:
-        """Forecast the words of the sentence after `read_SD`, which `plan_D` stands for."""
-        self.keep(plan_D, self.model.forecast(read_SD[None])[0, -1])
+    def foresee(self, plan_D: np.ndarray, read_SD: Tensor, section_S: Tensor) -> None:
+        """Forecast the words of the sentence after `read_SD`, whose sections are `section_S`; `plan_D` stands for it."""
+        self.keep(plan_D, self.model.forecast(read_SD[None], section_BS=section_S[None])[0, -1])
 
     def keep(self, plan_D: np.ndarray, bag_K: Tensor) -> None:
         """Remember the bag of a plan."""

@@ -71,16 +71,16 @@ def test_evaluate_judges_the_forecast_of_a_run(
     )
     assert trained.code == 0, trained.stderr
     common = ("evaluate", tmp_path / "run", "--corpus", held_out_corpus, "--resamples", 20, "--shuffled-positions", 0)
-    outcome = run_cli(*common, "--lexical-lm", "stub", "--json", tmp_path / "scores.json")
+    outcome = run_cli(*common, "--json", tmp_path / "scores.json")  # the run knows whose words it forecasts
     assert outcome.code == 0, outcome.stderr
     rows = json.loads((tmp_path / "scores.json").read_text())["results"]["forecast"]
     assert rows[0]["predictor"] == MODEL and len(rows) == 5 and "Words of the next sentence" in outcome.stdout
     outcome = run_cli(
-        *common, "--lexical-lm", "stub", "--wording", 3, "--wording-lm", "stub", "--adapter", adapter_folder, "--forecast", 50,
+        *common, "--wording", 3, "--wording-lm", "stub", "--adapter", adapter_folder, "--forecast", 50,
         "--json", tmp_path / "words.json",
     )  # fmt: skip
     assert outcome.code == 0, outcome.stderr
     (example, *_) = json.loads((tmp_path / "words.json").read_text())["results"]["wording"]["examples"]
     assert example["model, words lifted"] != example["model"]
-    refused = run_cli(*common)
-    assert refused.code == 2 and "--lexical-lm" in refused.stderr
+    refused = run_cli(*common, "--lexical-lm", "smollm2-135m-instruct")
+    assert refused.code == 2 and "forecasts words of stub" in refused.stderr

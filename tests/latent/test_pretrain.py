@@ -25,7 +25,7 @@ from lsm.latent.diagnostics import (
 )
 from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
-from lsm.latent.trained_on import read_trained_on
+from lsm.latent.trained_on import read_trained_on, text_key
 from lsm.latent.transformer import LatentTransformer
 from lsm.training.loop import Trainer
 from lsm.training.metrics import read_metrics
@@ -154,7 +154,7 @@ def test_words_are_those_of_the_next_sentence_and_their_gradient_trains(name: st
 
 def test_a_run_starts_from_another_of_its_size(tmp_path: Path) -> None:
     config = settings(steps=20, save_every=20)
-    sha = [f"{doc:064d}" for doc in range(60)]
+    sha = [f"{doc:<064d}" for doc in range(100, 160)]
     Trainer(task(config, text_sha256=sha), config, tmp_path / "first", quiet=True).train()
     first = LatentTransformer.from_pretrained(tmp_path / "first")
     raw = to_dict(config)
@@ -167,8 +167,16 @@ def test_a_run_starts_from_another_of_its_size(tmp_path: Path) -> None:
     assert second.fingerprint()["start_from"] and second._trained_on is not None
     Trainer(second, other, tmp_path / "second", quiet=True).train()
     assert read_trained_on(tmp_path / "second") == read_trained_on(tmp_path / "first"), "what the first was trained on stays known"
-    with pytest.raises(UserError, match="another size"):
-        task(settings(model={"context": 8, "hidden": 64, "layers": 1, "heads": 2}), start_from=tmp_path / "first")
+    for shape in ({"hidden": 64, "layers": 1}, {"hidden": 32, "layers": 2}, {"hidden": 32, "layers": 1, "anchor": "last"}):
+        with pytest.raises(UserError, match="another shape"):
+            task(settings(model={"context": 8, "heads": 2, **shape}), start_from=tmp_path / "first")
+    longer = settings(model={"context": 16, "hidden": 32, "layers": 1, "heads": 2, "dropout": 0.0, "rope_scale": 2.0})
+    turned = [task(longer, start_from=start).model.positions.state_dict() for start in (None, tmp_path / "first")]
+    assert all(torch.equal(value, turned[1][name]) for name, value in turned[0].items()), "positions are the new run's"
+    raw["data"] |= {"held_out_fraction": 0.9, "limit_documents": None}
+    others = settings_from(PretrainSettings, raw, origin="test")
+    judged = np.unique(task(others, text_sha256=sha, start_from=tmp_path / "first").held_out._windows_W3[:, 0])
+    assert len(judged) and not {text_key(sha[doc]) for doc in judged} & (read_trained_on(tmp_path / "first") or set())
 
 
 def test_gradient_norms_are_those_of_each_objective_alone() -> None:
