@@ -203,7 +203,7 @@ def test_forecasts_belong_to_their_plans() -> None:
         forecasts.keep(plan_D, bag_K)
     odds_BV = forecasts(plans)
     assert odds_BV.argmax(1).tolist()[:2] == [*b"bc"] and not odds_BV[2].any(), "nothing was forecast with the third"
-    forecasts.foresee(plans[2], torch.eye(DIM)[:2])
+    forecasts.foresee(plans[2], torch.eye(DIM)[:2], torch.zeros(2, dtype=torch.int64))
     torch.testing.assert_close(forecasts._bags[2], model.forecast(torch.eye(DIM)[None, :2])[0, -1])
     assert torch.equal(forecasts(3 * plans[:2]), odds_BV[:2]), "a plan's length does not matter"
 
