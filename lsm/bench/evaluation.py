@@ -35,7 +35,7 @@ from lsm.corpus.sampler import split_documents
 from lsm.errors import UserError
 from lsm.files import read_json
 from lsm.latent.heads import VectorSampling
-from lsm.latent.saved import locate
+from lsm.latent.saved import meant
 from lsm.latent.space import Part, SpaceDocuments, judged_dims, require_space, slices
 from lsm.latent.trained_on import read_trained_on, text_key
 from lsm.latent.transformer import LatentTransformer
@@ -97,7 +97,7 @@ def choose_documents(run: Path, model: LatentTransformer, corpus: Corpus, train_
     for opened in filter(None, (corpus, train_corpus)):
         opened.require_encoder(model.config.encoder)
         require_space(opened, model.config.parts, model.config.residual)
-    record, trained_on = _run_record(run), read_trained_on(locate(run))
+    record, trained_on = _run_record(meant(run)), read_trained_on(meant(run))
     made_of, fraction = record.get("inputs", {}).get("corpus"), record.get("settings", {}).get("data", {}).get("held_out_fraction")
     notes = []
     numbers = list(range(corpus.n_documents))
@@ -314,8 +314,7 @@ def differences(board: Scoreboard, rows: Sequence[dict[str, Any]], *, resamples:
 
 def _run_record(run: Path) -> dict[str, Any]:
     """`run.json` of the run that `run` is, or whose `final/` it is; empty for a model folder from elsewhere."""
-    model = locate(run)
-    for folder in (model, model.resolve().parent):
+    for folder in (run, run.resolve().parent):
         if (folder / "run.json").exists():
             return read_json(folder / "run.json")
     return {}

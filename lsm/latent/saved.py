@@ -23,14 +23,18 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _NOT_IN_MODEL_FILE = ("normaliser.", "positions.")  # one has its own file, the other is computed from the config
 
 
+def meant(folder: Path) -> Path:
+    """`folder`, or the shipped one of that name where there is no such folder."""
+    return SHIPPED / folder if not folder.exists() and (SHIPPED / folder / CONFIG).exists() else folder
+
+
 def locate(folder: Path) -> Path:
     """The folder with the model itself: `folder`, the `final/` of a run, or a shipped one of that name.
 
     Raises:
         UserError: nothing there, or an unfinished run.
     """
-    if not folder.exists() and (SHIPPED / folder / CONFIG).exists():
-        return SHIPPED / folder
+    folder = meant(folder)
     if not (folder / CONFIG).exists() and (folder / "run.json").exists():
         if not (folder / "final").exists():
             raise UserError(f"run {folder} is not finished (no final/); run its pretrain command again to finish it")
