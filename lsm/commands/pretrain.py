@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -141,14 +140,11 @@ def _neighbours(options: Options) -> dict[str, Any]:
     if not index.is_file():
         raise UserError(f"--index {index}: no such phrase store; build it with: lsm build-index --corpus {options.corpus} --out {index}")
 
-    @cache
-    def opened() -> tuple[PhraseStore, np.ndarray]:
-        store = PhraseStore.open(index)  # by the process that searches, and when it does
-        row_N, times_N = store.corpus_rows(corpus)
-        return store, np.append(np.where(times_N == 1, row_N, -1), -1)  # the last is what the store calls -1: no more
+    store = PhraseStore.open(index)
+    row_N, times_N = store.corpus_rows(corpus)
+    once_N = np.append(np.where(times_N == 1, row_N, -1), -1)  # the last is what the store calls -1: no more
 
     def neighbours(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        store, once_N = opened()
         cosine_BK, found_BK = store.search(corpus.vector_at(rows), k)
         return cosine_BK, once_N[found_BK]
 
