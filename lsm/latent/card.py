@@ -32,6 +32,7 @@ def model_card(model: LatentTransformer, *, training: dict[str, Any] | None = No
         "",
         "```python",
         "from lsm.latent.transformer import LatentTransformer",
+        "",
         'model = LatentTransformer.from_pretrained("this folder")',
         "next_BSD = model.predict(z_BSD)  # each part of unit length: at each position the sentence after it",
         "```",
