@@ -8,7 +8,6 @@ Each part writes DIR/PART.json when it is done and is passed over when that file
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from nasty_strings import nasty_strings
 
 from lsm.bench.parts import finished
@@ -25,10 +23,10 @@ from lsm.bench.text_metrics import bleu_of, score_texts
 from lsm.codes.alphabet import Alphabet
 from lsm.codes.superposition import Codes, SuperpositionEncoder
 from lsm.commands.roundtrip_codes import noisy
+from lsm.commands.script import run_script
 from lsm.decode.code_prior import LMPrior, Prior, previous_prior
 from lsm.decode.code_reader import GREEDY, LADDER, LADDER_WITHOUT_PRIOR, PLAIN, CodeReader, Reading
 from lsm.decode.code_search import Rung
-from lsm.errors import UserError
 from lsm.files import read_json, write_json
 from lsm.lm.frozen import FrozenLM
 from lsm.progress import say
@@ -377,7 +375,4 @@ def draw(where: str, limit: int, seed: int, previous: dict[str, str]) -> list[st
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Options, __doc__)

@@ -8,7 +8,6 @@ Each part writes DIR/PART.json when it is done and is passed over when that file
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from bench_codes import draw
 
 from lsm.bench import text_metrics
 from lsm.bench.byte_references import lm_bits
 from lsm.bench.parts import finished
 from lsm.bench.roundtrip import add_noise, cosines, encode_written
+from lsm.commands.script import run_script
 from lsm.decode.learned_code import LearnedCode
 from lsm.decode.learned_code_codec import LearnedCodec, from_int8, to_int8
 from lsm.decode.shipped import find_learned_code
 from lsm.encode.encoder import SentenceEncoder, load_encoder
-from lsm.errors import UserError
 from lsm.files import atomic_write, read_json, write_json
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import lora_off
@@ -253,7 +251,4 @@ def _unit(x_BK: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Options, __doc__)

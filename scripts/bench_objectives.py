@@ -9,7 +9,6 @@ scoreboard a domain, so that differences to MSE alone are paired. DIR/objectives
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from lsm.bench import cloze, evaluation, intervals, wording
 from lsm.bench.controls import exponential_mean, fit_controls, sections_of
 from lsm.bench.evaluation import Documents, Judged, predictor_of, rows_predictor
 from lsm.bench.next_sentence import Predictor, measure
 from lsm.bench.parts import finished
+from lsm.commands.script import run_script
 from lsm.commands.values import comma_separated, whole_numbers
 from lsm.config import load_settings, settings_from, to_dict
 from lsm.corpus.reader import Corpus
@@ -35,7 +34,7 @@ from lsm.files import atomic_write, sha256_file, write_json
 from lsm.latent.anchor import BEST_DECAY
 from lsm.latent.heads import VectorSampling
 from lsm.latent.pretrain import Pretraining
-from lsm.latent.settings import PretrainSettings
+from lsm.latent.settings import OBJECTIVES, PretrainSettings
 from lsm.latent.transformer import LatentTransformer
 from lsm.lm.frozen import FrozenLM
 from lsm.progress import Progress, say
@@ -43,17 +42,7 @@ from lsm.provenance import choose_device, report
 from lsm.report import tables
 from lsm.training.loop import Trainer
 
-_OFF = {
-    "mse": 0.0,
-    "infonce": 0.0,
-    "in_document": 0.0,
-    "denoise": 0.0,
-    "sampler": 0.0,
-    "words": 0.0,
-    "text_lm": 0.0,
-    "lexical": 0.0,
-    "ahead": 0.0,
-}
+_OFF = dict.fromkeys(OBJECTIVES, 0.0)
 _MIXTURE = {"infonce": 1.0, "in_document": 0.1}
 
 
@@ -311,8 +300,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        print(f"bench_objectives: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    run_script(main, Options, __doc__)

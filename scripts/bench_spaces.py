@@ -10,19 +10,18 @@ DIR/spaces.md is the table with ten predictions of each, DIR/spaces.json holds e
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from lsm.bench import evaluation, wording
 from lsm.bench.controls import sections_of
 from lsm.bench.evaluation import MODEL, Documents, predictor_of
 from lsm.bench.next_sentence import measure
+from lsm.commands.script import run_script
 from lsm.config import load_settings, settings_from, to_dict
 from lsm.corpus.reader import Corpus
 from lsm.decode.decoders import Decoder
@@ -31,7 +30,6 @@ from lsm.decode.learned_code_codec import LearnedCodec
 from lsm.decode.load import DecoderSource
 from lsm.decode.shipped import find_learned_code
 from lsm.encode.encoder import load_encoder
-from lsm.errors import UserError
 from lsm.files import atomic_write, write_json
 from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
@@ -173,8 +171,4 @@ def page(
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        print(f"bench_spaces: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    run_script(main, Options, __doc__)

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from lsm.errors import UserError
+from lsm.commands.script import run_script
 from lsm.files import atomic_write
 from lsm.text.readers import iter_documents
 
@@ -73,8 +72,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        print(f"excerpts: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    run_script(main, Options, __doc__)

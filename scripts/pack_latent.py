@@ -9,7 +9,6 @@ The documents that it was trained on are listed beside it, as beside the run, so
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from lsm.errors import UserError
+from lsm.commands.script import run_script
 from lsm.files import atomic_folder, read_json
 from lsm.latent.trained_on import TRAINED_ON
 from lsm.latent.transformer import LatentTransformer
@@ -61,8 +60,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except UserError as error:
-        print(f"pack_latent: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    run_script(main, Options, __doc__)

@@ -108,9 +108,9 @@ class HardNegativeTable:
         folder.mkdir(parents=True, exist_ok=True)
         is_trained_R = self._is_trained_R
         may_R = is_trained_R & self._stands_once()
-        todo = [np.arange(start, min(len(may_R), start + _ROWS_AT_ONCE)) for _, start in missing]
-        with Progress("hard negatives", int(sum(is_trained_R[rows].sum() for rows in todo)), "sentences", quiet=quiet) as progress:
-            for (path, _), rows in zip(missing, todo, strict=True):
+        unsearched = [np.arange(start, min(len(may_R), start + _ROWS_AT_ONCE)) for _, start in missing]
+        with Progress("hard negatives", int(sum(is_trained_R[rows].sum() for rows in unsearched)), "sentences", quiet=quiet) as progress:
+            for (path, _), rows in zip(missing, unsearched, strict=True):
                 table = np.full((len(rows), 1 + self.goals.hard_negatives_near), NOBODY, dtype=np.int32)
                 table[:, 0] = 0
                 queries = rows[is_trained_R[rows]]

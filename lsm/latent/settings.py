@@ -11,7 +11,7 @@ from lsm.training.settings import TrainingSettings, refuse
 Attention = Literal["sdpa", "xformers", "flex"]
 Space = Literal["semantic", "semantic+residual", "residual"]
 RopeScaling = Literal["ntk", "linear"]
-_OBJECTIVES = ("mse", "infonce", "in_document", "denoise", "sampler", "words", "text_lm", "lexical", "ahead")
+OBJECTIVES = ("mse", "infonce", "in_document", "denoise", "sampler", "words", "text_lm", "lexical", "ahead")
 
 
 @dataclass(kw_only=True)
@@ -163,9 +163,9 @@ class ObjectiveSettings:
         return self.ahead_sentences if self.ahead > 0 else 0
 
     def __post_init__(self) -> None:
-        problems = [f"objectives.{name} {getattr(self, name)} must not be negative" for name in _OBJECTIVES if not getattr(self, name) >= 0]
-        if not problems and not any(getattr(self, name) for name in _OBJECTIVES):
-            problems.append(f"objectives: {', '.join(_OBJECTIVES[:-1])} and {_OBJECTIVES[-1]} are all 0; give at least one a weight")
+        problems = [f"objectives.{name} {getattr(self, name)} must not be negative" for name in OBJECTIVES if not getattr(self, name) >= 0]
+        if not problems and not any(getattr(self, name) for name in OBJECTIVES):
+            problems.append(f"objectives: {', '.join(OBJECTIVES[:-1])} and {OBJECTIVES[-1]} are all 0; give at least one a weight")
         if self.words_sentences < 1 or self.words_tokens < 2:
             problems.append(f"objectives.words_sentences {self.words_sentences} must be at least 1 and words_tokens {self.words_tokens} 2")
         if self.words_context < 1:
