@@ -1,11 +1,14 @@
-"""Which space to plan in: semantic vectors, learned codes, or both side by side, judged by what the predictions say.
+"""Which space to plan in: semantic vectors, learned codes, both side by side, or vectors in context, judged by what the predictions say.
 
     lsm encode-corpus TRAIN… --out CORPUS --residual learned --cap-characters 100      (and HELD_OUT… with the same options → JUDGED)
+    lsm encode-corpus TRAIN… --out IN_CONTEXT --context-sentences 2 --cap-characters 100             (and HELD_OUT… → JUDGED_IN_CONTEXT)
     python scripts/bench_spaces.py --train CORPUS --judge JUDGED --out DIR [--config configs/latent-small.yaml --places 60]
+        [--in-context IN_CONTEXT --judge-in-context JUDGED_IN_CONTEXT]
 
 One run a space lies in DIR/runs and resumes. Each prediction is worded by every decoder that its space has (the prefix adapter for the
 semantic part, the learned code's for codes), beside the true vector worded the same way: what a decoder loses, no plan can win back.
-DIR/spaces.md is the table with ten predictions of each, DIR/spaces.json holds everything.
+DIR/spaces.md is the table with ten predictions of each, DIR/spaces.json holds everything. Do not compare the vectors' own scores between
+spaces: a vector in context holds some of what was read before it, and is told from others by that alone. Words are judged alike for all.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from lsm.decode.learned_code_codec import LearnedCodec
 from lsm.decode.load import DecoderSource
 from lsm.decode.shipped import find_learned_code
 from lsm.encode.encoder import load_encoder
+from lsm.errors import UserError
 from lsm.files import atomic_write, write_json
 from lsm.latent.pretrain import Pretraining
 from lsm.latent.settings import PretrainSettings
@@ -48,6 +52,7 @@ SPACES: dict[str, dict[str, Any]] = {
     "semantic + code of 128": {"space": "semantic+residual", "residual_dims": 128},
     "code of 128": {"space": "residual", "residual_dims": 128},
 }
+IN_CONTEXT = "semantic, in context"
 VECTORS = (
     tables.Column("predictor", "space", "text"),
     tables.Column("judged_by", "judged by its", "text"),
@@ -69,6 +74,10 @@ class Options:
     """Held-out corpus with learned codes."""
     out: Path
     """Folder of runs and results."""
+    in_context: Path | None = None
+    """The training documents in context; they go through the same decoder, which never saw such vectors."""
+    judge_in_context: Path | None = None
+    """The held-out documents in context."""
     config: Path = Path("configs/latent-small.yaml")
     """Everything but the space."""
     places: int = 60
@@ -82,18 +91,33 @@ class Options:
     device: str = "auto"
 
 
-def train(options: Options, device: torch.device) -> dict[str, Path]:
-    """Train what is not trained yet; space → run."""
-    base, runs = load_settings(PretrainSettings, options.config), {}
-    for name, data in SPACES.items():
-        raw = to_dict(base)
-        raw["data"] |= data
-        settings = settings_from(PretrainSettings, raw, origin=name)
-        run = options.out / "runs" / name.replace(" + ", "-").replace(" ", "-")
-        say(f"{name} → {run}")
-        Trainer(Pretraining.on_corpus(options.train, settings, seed=options.seed, device=device), settings, run, seed=options.seed).train()
-        runs[name] = run
-    return runs
+def corpora(options: Options) -> dict[str, tuple[Path, Path]]:
+    """Corpus to train on and corpus to judge on of each space.
+
+    Raises:
+        UserError: one corpus in context without the other, or one of other sentences.
+    """
+    found = dict.fromkeys(SPACES, (options.train, options.judge))
+    if (options.in_context is None) != (options.judge_in_context is None):
+        raise UserError("--in-context and --judge-in-context belong together; give both or neither")
+    if options.in_context is not None and options.judge_in_context is not None:
+        for plain, other in ((options.train, options.in_context), (options.judge, options.judge_in_context)):
+            one, two = Corpus.open(plain), Corpus.open(other)
+            if (one.doc_ids, one.n_sentences) != (two.doc_ids, two.n_sentences):
+                raise UserError(f"{other} holds other sentences than {plain}; encode the same text with the same --cap-characters")
+        found |= {IN_CONTEXT: (options.in_context, options.judge_in_context)}
+    return found
+
+
+def train(options: Options, name: str, corpus: Path, device: torch.device) -> Path:
+    """Train the run of a space, or what is missing of it."""
+    raw = to_dict(load_settings(PretrainSettings, options.config))
+    raw["data"] |= SPACES.get(name, {"space": "semantic"})
+    settings = settings_from(PretrainSettings, raw, origin=name)
+    run = options.out / "runs" / name.replace(" + ", "-").replace(" ", "-")
+    say(f"{name} → {run}")
+    Trainer(Pretraining.on_corpus(corpus, settings, seed=options.seed, device=device), settings, run, seed=options.seed).train()
+    return run
 
 
 def vector_rows(name: str, model: LatentTransformer, documents: Documents, resamples: int) -> list[dict[str, Any]]:
@@ -120,9 +144,9 @@ def main(options: Options) -> None:
     """Train, judge, word, and write the tables."""
     device, why = choose_device(options.device)
     say(f"{device}: {why}")
-    corpus, trained = Corpus.open(options.judge), Corpus.open(options.train)
-    runs = train(options, device)
-    encoder = load_encoder(corpus.encoder["name"], device=str(device))
+    spaces = corpora(options)
+    runs = {name: train(options, name, corpus, device) for name, (corpus, _) in spaces.items()}
+    encoder = load_encoder(Corpus.open(options.judge).encoder["name"], device=str(device))
     prefix = DecoderSource(encoder=encoder.fingerprint(), device=device).prefix()
     code = LearnedCode.from_pretrained(options.learned_code or find_learned_code(encoder.fingerprint()))
     # An LM of its own: a code may bring LoRA layers.
@@ -132,7 +156,8 @@ def main(options: Options) -> None:
     places: wording.Places | None = None
     for name, run in runs.items():
         model = LatentTransformer.from_pretrained(run, device=device)
-        documents = evaluation.choose_documents(run, model, corpus, trained, limit=None).held_out
+        trained, judged = (Corpus.open(path) for path in spaces[name])
+        documents = evaluation.choose_documents(run, model, judged, trained, limit=None).held_out
         vectors += vector_rows(name, model, documents, options.resamples)
         places = wording.choose_places(documents, options.places, minimum_context=3, seed=options.seed)  # the same in every space
         predictor = predictor_of(model, sections_of(documents.vectors(), documents.sections()))

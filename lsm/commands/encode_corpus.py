@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,6 +63,9 @@ class Options(CommonOptions):
     """Who finds the sentence boundaries; sat needs the extra lsm[sat]."""
     cap_characters: int = EncodeSettings.cap_characters
     """Longer sentences are split at clause boundaries."""
+    context_sentences: int = EncodeSettings.context_sentences
+    """Sentences before each, of its document, that the encoder reads with it; only its own tokens make its vector. Such vectors know more
+    of what follows and are worded less well (docs/objectives.md); each takes as long as the sentences read."""
     shard_rows: int = EncodeSettings.shard_rows
     """Sentences a shard holds."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -84,9 +87,14 @@ def run(options: Options) -> dict[str, Any]:
     if not options.inputs:
         raise UserError("encode-corpus: name at least one INPUT (file, folder, glob, recipe or hf:DATASET)")
     settings = EncodeSettings(
-        language=options.language, segmenter=options.segmenter, cap_characters=options.cap_characters, shard_rows=options.shard_rows
+        language=options.language, segmenter=options.segmenter, cap_characters=options.cap_characters,
+        context_sentences=options.context_sentences, shard_rows=options.shard_rows,
     )  # fmt: skip
     info = encoder_info(options.encoder, device=options.device, precision=options.precision)
+    if settings.context_sentences:
+        if options.residual == "learned":
+            raise UserError("--context-sentences: learned codes are made for sentences read alone; leave out one of the two")
+        info = replace(info, fingerprint=info.fingerprint | {"context_sentences": settings.context_sentences})
     recipe, residual = _residual(options, info)
     if options.device not in ("auto", info.device):
         say(f"--device {options.device} is ignored: encoder {options.encoder} runs on {info.device} ({info.why})")

@@ -238,7 +238,7 @@ def encoder_of(options: Options, model: LatentTransformer) -> SentenceEncoder:
     if not same_space(encoder.fingerprint(), model.config.encoder):
         raise UserError(
             f"--encoder {encoder.name} gives vectors of {encoder_line(encoder.fingerprint())}, the model reads those of "
-            f"{encoder_line(model.config.encoder)}; name that one"
+            f"{encoder_line(model.config.encoder)}, which is needed to encode texts for it"
         )
     return encoder
 

@@ -70,7 +70,7 @@ RESIDUAL_SCHEMAS = {
 }
 """Further columns of a sentence in a corpus with a residual code, by its kind (superposition's: see `lsm.codes.storage`)."""
 
-_ENCODER_IDENTITY = ("sha256", "pooling", "normalised", "dim", "max_tokens")
+_ENCODER_IDENTITY = ("sha256", "pooling", "normalised", "dim", "max_tokens", "context_sentences")
 """Keys of an encoder fingerprint that say which space its vectors live in (name, source and dtype may differ)."""
 
 
@@ -103,7 +103,8 @@ def same_space(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def encoder_line(encoder: dict[str, Any]) -> str:
     """An encoder fingerprint in a few words: `minilm (384 dims, sha256 1a2b3c4d5e6f, mean, bfloat16)`."""
     sha256 = str(encoder.get("sha256") or "none")[:12]
-    return f"{encoder.get('name')} ({encoder.get('dim')} dims, sha256 {sha256}, {encoder.get('pooling')}, {encoder.get('dtype')})"
+    context = f", each after {encoder['context_sentences']} sentences" if encoder.get("context_sentences") else ""
+    return f"{encoder.get('name')} ({encoder.get('dim')} dims, sha256 {sha256}, {encoder.get('pooling')}, {encoder.get('dtype')}{context})"
 
 
 def residual_line(residual: dict[str, Any]) -> str:
@@ -132,7 +133,9 @@ def require_same_space(found: dict[str, Any], wanted: dict[str, Any], *, what: s
         UserError: the two differ; the message shows both.
     """
     if not same_space(found, wanted):
+        context = wanted.get("context_sentences") or 0
+        how = f"--encoder {wanted.get('name')}" + (f" --context-sentences {context}" if found.get("context_sentences") or context else "")
         raise UserError(
             f"{what} was encoded by {encoder_line(found)} [{fingerprint(found)}], but {encoder_line(wanted)} [{fingerprint(wanted)}] "
-            f"is needed; encode it again with --encoder {wanted.get('name')} or use what was made for {found.get('name')}"
+            f"is needed; encode it again with {how} or use what was made for {found.get('name')}"
         )

@@ -20,6 +20,7 @@ import numpy as np
 
 from lsm.corpus import format as layout
 from lsm.corpus.writer import read_done, write_manifest, write_shard
+from lsm.encode.contextual import texts_before
 from lsm.encode.cut import CutShard, Cutter, DocumentLike, Segment, finished_documents
 from lsm.encode.encoder import EncodedBatch, EncoderInfo, Precision
 from lsm.encode.plan import Resume, RunPlan, Stage, windows
@@ -167,8 +168,8 @@ def _encode_shards(
                 total = _say_plan(job, shard, n_shards - 1, pool, cutter.segmenting_seconds)
                 progress = stack.enter_context(Progress("encode", total, "sentences", quiet=job.quiet))
                 begin = time.monotonic()
-            texts = [sentence.text for document in shard.documents for sentence in document.sentences]
-            pending.append((shard, [pool.encode(texts[window]) for window in windows(len(texts), plan.window_rows)]))
+            texts, before = _texts(shard, plan)
+            pending.append((shard, [pool.encode(texts[rows], before and before[rows]) for rows in windows(len(texts), plan.window_rows)]))
             while pending and (len(pending) >= job.n_workers + 2 or all(future.done() for future in pending[0][1])):
                 _write(job, *pending.popleft(), progress.advance, written)
         while pending:
@@ -176,6 +177,14 @@ def _encode_shards(
             _write(job, *pending.popleft(), progress.advance, written)
     written.encoding_seconds = time.monotonic() - begin
     return n_shards
+
+
+def _texts(shard: CutShard, plan: RunPlan) -> tuple[list[str], list[str] | None]:
+    """A shard's sentences, and what stands before each where the encoder reads it."""
+    assert shard.documents is not None
+    documents = [[sentence.text for sentence in document.sentences] for document in shard.documents]
+    n = int(plan.encoder.get("context_sentences", 0))
+    return [text for sentences in documents for text in sentences], texts_before(documents, n) if n else None
 
 
 def _begin_stage(job: EncodeJob, plan: RunPlan, cutter: Cutter) -> None:
@@ -227,9 +236,9 @@ def _say_plan(job: EncodeJob, first: CutShard, n_passed: int, pool: EncodingPool
         row_bytes = 2 * dim + code_bytes + (text_bytes / rows * 0.5 if job.plan.keep_text else 0) + 8
         free = shutil.disk_usage(job.out).free
         say(f"  to write about {total * row_bytes / 2**20:,.0f} MiB ({free / 2**20:,.0f} MiB free)")
-    texts = [sentence.text for document in first.documents for sentence in document.sentences]
+    texts, before = _texts(first, job.plan)
     # Segmentation runs in this one process: with a fast encoder it sets the pace.
-    rate = min(pool.probe(texts).result() * job.n_workers, rows / max(segmenting_seconds, 1e-9)) if texts else 1.0
+    rate = min(pool.probe(texts, before).result() * job.n_workers, rows / max(segmenting_seconds, 1e-9)) if texts else 1.0
     say(f"  rows     {rows:,} sentences of {characters / rows:.0f} characters in the first shard; {job.plan.shard_rows:,} a shard")
     expected = f"about {total:,} sentences, {duration(total / rate)}" if total else "total unknown"
     say(f"  time     {rate:,.0f} sentences/s expected, measured on a few; {expected}")

@@ -21,6 +21,8 @@ class EncodeSettings:
     """Who finds the sentence boundaries; sat needs the extra lsm[sat]."""
     cap_characters: int = 200
     """Longer sentences are split at clause boundaries."""
+    context_sentences: int = 0
+    """Sentences before each that are read with it, but not pooled."""
     shard_rows: int = 16384
     """Sentences a shard holds (more only when one document has more)."""
 
@@ -28,6 +30,8 @@ class EncodeSettings:
         problems = []
         if self.cap_characters < 20:
             problems.append(f"--cap-characters {self.cap_characters}: must be at least 20")
+        if self.context_sentences < 0:
+            problems.append(f"--context-sentences {self.context_sentences}: must be 0 or more")
         if self.shard_rows < 1:
             problems.append(f"--shard-rows {self.shard_rows}: must be at least 1")
         if problems:

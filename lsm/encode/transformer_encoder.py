@@ -12,6 +12,7 @@ import numpy as np
 
 from lsm.encode.encoder import EncodedBatch, Precision, choose_precision
 from lsm.encode.model_folder import ModelFolder
+from lsm.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,30 @@ class TransformerEncoder:
             truncated[span] = np.array([bool(encoding.overflowing) for encoding in found])[rows]
         return EncodedBatch(vectors, n_tokens, truncated)
 
+    def encode_in_context(self, texts: Sequence[str], before: Sequence[str]) -> EncodedBatch:
+        """Vectors [B, D] of texts that are each read after the text `before` them, pooled over their own tokens only.
+
+        What stands before is cut at its beginning where both together exceed the token limit; a text with nothing before it gets the
+        vector of `encode`. `n_tokens` and `truncated` are of the text itself. The vectors are known as late chunking (Günther et al. 2024).
+
+        Raises:
+            UserError: the encoder pools its first token, which belongs to no text.
+        """
+        if self.model.pooling != "mean":
+            raise UserError(f"encoder {self.name} takes the vector of its first token; vectors in context need mean pooling")
+        found = self._tokenizer.encode_batch(list(texts))
+        self._tokenizer.no_truncation()
+        earlier = [encoding.ids for encoding in self._tokenizer.encode_batch(list(before), add_special_tokens=False)]
+        self._tokenizer.enable_truncation(self.max_tokens)
+        ids, passed_over = [], []
+        for encoding, read in zip(found, earlier, strict=True):
+            first = [*encoding.special_tokens_mask, 0].index(0)  # behind the token that opens a text
+            kept = read[max(len(read) - (self.max_tokens - len(encoding.ids)), 0) :]
+            ids.append(encoding.ids[:first] + kept + encoding.ids[first:])
+            passed_over.append(slice(first, first + len(kept)))
+        n_tokens = np.array([len(encoding.ids) for encoding in found], np.int32)
+        return EncodedBatch(self._vectors(ids, passed_over), n_tokens, np.array([bool(encoding.overflowing) for encoding in found], bool))
+
     def token_states(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the network makes of each word piece, before pooling, for what is trained on top of it; the texts form one batch.
 
@@ -76,23 +101,28 @@ class TransformerEncoder:
             return hidden_BTH.float(), torch.ones(hidden_BTH.shape[:2], dtype=torch.bool, device=self.device)
         return hidden_BTH.float() * mask_BT[..., None], mask_BT.bool()
 
-    def _vectors(self, ids: list[list[int]]) -> np.ndarray:
+    def _vectors(self, ids: list[list[int]], passed_over: list[slice] | None = None) -> np.ndarray:
+        """Vectors [B, D] of token ids; `passed_over` are places of each row that are read but not pooled."""
         import torch
 
         order: list[int] = []
         pieces: list[torch.Tensor] = []
         with torch.inference_mode():
             for batch in length_batches([len(row) for row in ids], _BATCH_TOKENS[self.device.type]):
-                pieces.append(self._forward([ids[row] for row in batch]))
+                pieces.append(self._forward([ids[row] for row in batch], passed_over and [passed_over[row] for row in batch]))
                 order += batch
         out = np.empty((len(ids), self.dim), np.float32)
         out[order] = torch.cat(pieces).cpu().numpy()  # one transfer a window: a GPU never waits for one batch
         return out
 
-    def _forward(self, ids: list[list[int]]) -> torch.Tensor:
+    def _forward(self, ids: list[list[int]], passed_over: list[slice] | None) -> torch.Tensor:
         import torch
 
         hidden_BTH, mask_BT = self._states(ids)
+        if passed_over and any(places.stop > places.start for places in passed_over):
+            mask_BT = hidden_BTH.new_ones(hidden_BTH.shape[:2], dtype=torch.long) if mask_BT is None else mask_BT
+            for row, places in enumerate(passed_over):
+                mask_BT[row, places] = 0
         if self.model.pooling == "cls":
             pooled_BH = hidden_BTH[:, 0].float()
         elif mask_BT is None:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lsm.encode.contextual import encode_in_context
 from lsm.encode.encoder import CodeArrays, EncodedBatch, Precision, SentenceEncoder, load_encoder
 from lsm.errors import UserError
 
@@ -38,6 +39,19 @@ LoadCoder = Callable[[SentenceEncoder], Coder]
 class _Loaded(NamedTuple):
     encoder: SentenceEncoder
     coder: Coder | None
+
+
+class _Texts:
+    """Texts of one task, and what stands before each where it is read too."""
+
+    def __init__(self, texts: list[str], before: list[str] | None) -> None:
+        self.texts, self.before = texts, before
+
+    def __getitem__(self, rows: slice) -> _Texts:
+        return _Texts(self.texts[rows], None if self.before is None else self.before[rows])
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
 
 class WorkerDied(Exception):
@@ -68,15 +82,18 @@ class EncodingPool:
         for process in self._processes:
             process.join()
 
-    def encode(self, texts: Sequence[str]) -> Future[EncodedBatch]:
-        """Encode one window of texts; vectors come back as float16, what the corpus keeps. The future may raise `WorkerDied`."""
-        self._started()
-        return self._threads.submit(self._ask, _encode, list(texts))
+    def encode(self, texts: Sequence[str], before: Sequence[str] | None = None) -> Future[EncodedBatch]:
+        """Encode one window of texts, each after the text `before` it where that is given (`encode_in_context`).
 
-    def probe(self, texts: Sequence[str]) -> Future[float]:
+        Vectors come back as float16, what the corpus keeps. The future may raise `WorkerDied`.
+        """
+        self._started()
+        return self._threads.submit(self._ask, _encode, _Texts(list(texts), None if before is None else list(before)))
+
+    def probe(self, texts: Sequence[str], before: Sequence[str] | None = None) -> Future[float]:
         """Measure one worker: sentences per second on a few texts, after a first pass that loads and warms."""
         self._started()
-        return self._threads.submit(self._ask, _probe, list(texts[:_PROBE_TEXTS]))
+        return self._threads.submit(self._ask, _probe, _Texts(list(texts), None if before is None else list(before))[:_PROBE_TEXTS])
 
     def _started(self) -> None:
         # In the caller's thread: the workers are told when the thread that started them ends.
@@ -91,7 +108,7 @@ class EncodingPool:
             self._connections.append(ours)
             self._idle.put(ours)
 
-    def _ask(self, task: Any, texts: list[str]) -> Any:
+    def _ask(self, task: Any, texts: _Texts) -> Any:
         connection = self._idle.get()
         try:
             connection.send((task, texts))
@@ -160,14 +177,14 @@ def _loaded(name: str, device: str, precision: Precision, load_coder: LoadCoder 
     return _Loaded(encoder, coder)
 
 
-def _encode(loaded: _Loaded, texts: list[str]) -> EncodedBatch:
-    batch = loaded.encoder.encode(texts)
-    residual = loaded.coder(texts) if loaded.coder is not None else None
+def _encode(loaded: _Loaded, task: _Texts) -> EncodedBatch:
+    batch = loaded.encoder.encode(task.texts) if task.before is None else encode_in_context(loaded.encoder, task.texts, task.before)
+    residual = loaded.coder(task.texts) if loaded.coder is not None else None
     with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite and is refused by the writer
         return EncodedBatch(batch.vectors.astype(np.float16), batch.n_tokens, batch.truncated, residual)
 
 
-def _probe(loaded: _Loaded, texts: list[str]) -> float:
+def _probe(loaded: _Loaded, texts: _Texts) -> float:
     _encode(loaded, texts[: len(texts) // 3])
     start = time.perf_counter()
     _encode(loaded, texts)

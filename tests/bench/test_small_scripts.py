@@ -8,10 +8,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from lsm.bench import wording
 from lsm.corpus.reader import Corpus
+from lsm.errors import UserError
 from lsm.latent.settings import ModelSettings
 from lsm.latent.space import Part
 from lsm.latent.trained_on import TRAINED_ON
@@ -83,3 +85,17 @@ def test_every_space_is_worded_by_what_it_has(load_script: Callable[[str], Modul
     said = {"semantic, prefix": ["One.", "Two."], wording.TRUTH: places.truth, wording.ELSEWHERE: ["Other.", "Another."]}
     page = "\n".join(script.page([], [], said, places))
     assert "**2.** after: Last." in page and "* semantic, prefix: Two." in page and "Another." not in page
+
+
+def test_spaces_in_context_are_of_the_same_sentences(load_script: Callable[[str], ModuleType], run_cli, tmp_path: Path) -> None:
+    script = load_script("bench_spaces")
+    (tmp_path / "a.txt").write_text("One thing happened, after which there were many others. Then another did. All was well.")
+    for name, more in (("plain", []), ("other", ["--cap-characters", "20"])):
+        assert run_cli("encode-corpus", tmp_path / "a.txt", "--out", tmp_path / name, "--encoder", "stub", "--quiet", *more).code == 0
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    found = script.corpora(script.Options(train=plain, judge=plain, out=tmp_path, in_context=plain, judge_in_context=plain))
+    assert list(found) == [*script.SPACES, script.IN_CONTEXT]
+    with pytest.raises(UserError, match="holds other sentences than"):
+        script.corpora(script.Options(train=plain, judge=plain, out=tmp_path, in_context=other, judge_in_context=plain))
+    with pytest.raises(UserError, match="belong together"):
+        script.corpora(script.Options(train=plain, judge=plain, out=tmp_path, in_context=plain))
