@@ -220,10 +220,17 @@ def word(options: Options, runs: Mapping[str, Path], corpus: Corpus, device: tor
     lm = decoder.lm if decoder.lm.name == options.wording_lm else FrozenLM.load(options.wording_lm, device=device)
     places = wording.choose_places(judged.held_out, options.wording, minimum_context=MINIMUM_CONTEXT, seed=0)
     predictors = predictors_of(runs, judged.held_out, device, options.temperature) | {CONTROL: exponential_mean(BEST_DECAY)}
-    said = wording.word(judged.held_out, places, predictors, decoder)
+    planned = wording.predicted_at(judged.held_out, places, predictors)
+    said = wording.word(planned, places, decoder)
     with Progress("judging words", len(said) * len(places.truth), "texts") as progress:
         rows = wording.measure(
-            places, said, lambda texts: encoder.encode(texts).vectors, lm, resamples=options.resamples, advance=progress.advance
+            places,
+            said,
+            lambda texts: encoder.encode(texts).vectors,
+            lm,
+            planned=planned,
+            resamples=options.resamples,
+            advance=progress.advance,
         )
     return {"rows": rows, "judge": lm.name, "said": {name: texts[:10] for name, texts in said.items()}}
 

@@ -161,9 +161,10 @@ def main(options: Options) -> None:
         vectors += vector_rows(name, model, documents, options.resamples)
         places = wording.choose_places(documents, options.places, minimum_context=3, seed=options.seed)  # the same in every space
         predictor = predictor_of(model, sections_of(documents.vectors(), documents.sections()))
+        planned = wording.predicted_at(documents, places, {MODEL: predictor})
         for by, decoder in decoders_of(model, prefix, codec).items():
             with Progress(f"{name}, {by}", len(places.truth), "places") as progress:
-                worded = wording.word(documents, places, {MODEL: predictor}, decoder, seed=options.seed)
+                worded = wording.word(planned, places, decoder, seed=options.seed)
                 progress.advance(len(places.truth))
             said[f"{name}, {by}"] = worded[MODEL]
             said[f"{name}, true vector, {by}"] = worded[wording.TRUE_VECTOR]

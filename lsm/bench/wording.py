@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,23 +67,22 @@ def choose_places(documents: Documents, n: int, *, minimum_context: int, seed: i
     return Places(document_N, position_N, context, truth)
 
 
-def word(
-    documents: Documents, places: Places, predictors: Mapping[str, Predictor], decoder: Decoder, *, seed: int = 0
-) -> dict[str, list[str]]:
-    """What the decoder makes of every predictor's vectors at the places, and of the true ones; the true sentences and others beside it."""
-    said = {name: decoder.decode(predicted_at(documents, places, predictor), seed=seed) for name, predictor in predictors.items()}
+def predicted_at(documents: Documents, places: Places, predictors: Mapping[str, Predictor]) -> dict[str, np.ndarray]:
+    """What each predicts at the places, and the true vectors there (`TRUE_VECTOR`): unit vectors float32 [N, D]."""
     vectors = documents.vectors()
-    truth_ND = np.stack([vectors[g][s + 1] for g, s in zip(places.document_N, places.position_N, strict=True)])
-    said[TRUE_VECTOR] = decoder.decode(unit(truth_ND).astype(np.float32), seed=seed)
+    where = list(zip(places.document_N, places.position_N, strict=True))
+    found: dict[str, np.ndarray] = {}
+    for name, predictor in predictors.items():
+        predicted = {g: np.asarray(predictor(np.asarray(vectors[g], dtype=np.float32))) for g in np.unique(places.document_N)}
+        found[name] = np.stack([predicted[g][s] for g, s in where])
+    found[TRUE_VECTOR] = np.stack([vectors[g][s + 1] for g, s in where])
+    return {name: unit(z_ND).astype(np.float32) for name, z_ND in found.items()}
+
+
+def word(planned: Mapping[str, np.ndarray], places: Places, decoder: Decoder, *, seed: int = 0) -> dict[str, list[str]]:
+    """What the decoder makes of the vectors of `predicted_at`; the true sentences and others beside it."""
+    said = {name: decoder.decode(z_ND, seed=seed) for name, z_ND in planned.items()}
     return said | {TRUTH: places.truth, ELSEWHERE: _elsewhere(places)}
-
-
-def predicted_at(documents: Documents, places: Places, predictor: Predictor) -> np.ndarray:
-    """What is predicted at the places: unit vectors float32 [N, D]."""
-    vectors = documents.vectors()
-    predicted = {g: np.asarray(predictor(np.asarray(vectors[g], dtype=np.float32))) for g in np.unique(places.document_N)}
-    z_ND = np.stack([predicted[g][s] for g, s in zip(places.document_N, places.position_N, strict=True)])
-    return unit(z_ND).astype(np.float32)
 
 
 def measure(
@@ -91,6 +91,7 @@ def measure(
     encode: Encode,
     lm: FrozenLM,
     *,
+    planned: Mapping[str, np.ndarray] = MappingProxyType({}),
     resamples: int = 1000,
     seed: int = 0,
     advance: Callable[[int], None] = lambda n: None,
@@ -100,6 +101,9 @@ def measure(
     Columns: ROUGE-L, token-F1 and chrF against the true next sentence; cosine of the re-encoded text to it; `mutual_information`, by how
     many nats a token the text is likelier under the LM after the last ten sentences than alone (Large Concept Model, §2.4, with a small LM
     for its GPT-2); `information_sentence`, the same in nats a sentence; share of texts that were said more than once (`repeated`).
+    Where the predicted vectors are given (`planned`, semantic ones): `l2` of the vector to the true one, `l2_round_trip` of its re-encoded
+    text to the true one (that paper's ℓ2-r), and `l2_round_trip_gap`, the first less the second: far below zero for a vector that lies
+    between sentences, near zero for one that lies where sentences do.
     """
     truth_ND = unit(encode(places.truth))
     drawn_RG = intervals.draw(int(places.document_N.max()) + 1, resamples, seed)
@@ -116,6 +120,10 @@ def measure(
             "mutual_information": gained_N,
             "information_sentence": gained_N * counts_N,
         }
+        if name in planned and name != TRUE_VECTOR:
+            values_N["l2"] = np.linalg.norm(planned[name] - truth_ND, axis=1)
+            values_N["l2_round_trip"] = np.sqrt(np.maximum(2 - 2 * values_N["cosine"], 0))
+            values_N["l2_round_trip_gap"] = values_N["l2"] - values_N["l2_round_trip"]
         estimates = {key: intervals.mean(value_N, places.document_N, drawn_RG) for key, value_N in values_N.items()}
         repeated = 1 - len(set(texts)) / len(texts)
         rows.append(

@@ -42,8 +42,7 @@ def words_of(options: Options, model: LatentTransformer, judged: Judged) -> Call
     predictors = {MODEL: predictor_of(model, sections)} | ({SAMPLED: predictor_of(model, sections, drawn)} if drawn else {})
     predictors[f"exponential mean {BEST_DECAY}"] = exponential_mean(BEST_DECAY)
 
-    def lift() -> list[str]:
-        z_ND = wording.predicted_at(judged.held_out, places, predictors[MODEL])
+    def lift(z_ND: np.ndarray) -> list[str]:
         vectors, section_GS = judged.held_out.vectors(), judged.held_out.sections()
         forecasts = forecasts_for(model, decoder, options.model)
         for z_D, g, s in zip(z_ND, places.document_N, places.position_N, strict=True):
@@ -60,13 +59,15 @@ def words_of(options: Options, model: LatentTransformer, judged: Judged) -> Call
             say(f"  the run forecasts words of {model.lexical.space.lm}, {decoder.lm.name} writes: none are lifted", quiet=options.quiet)
 
     def find() -> dict[str, Any]:
-        said = wording.word(judged.held_out, places, predictors, decoder, seed=options.seed)
+        planned = wording.predicted_at(judged.held_out, places, predictors)
+        said = wording.word(planned, places, decoder, seed=options.seed)
         if lifted is not None:
-            said |= {f"{MODEL}, words lifted": lifted()}
+            said |= {f"{MODEL}, words lifted": lifted(planned[MODEL])}
+            planned |= {f"{MODEL}, words lifted": planned[MODEL]}
         with Progress("judging words", len(said) * len(places.truth), "texts", quiet=options.quiet) as progress:
             rows = wording.measure(
-                places, said, lambda texts: encoder.encode(texts).vectors, lm, resamples=options.resamples, seed=options.seed,
-                advance=progress.advance,
+                places, said, lambda texts: encoder.encode(texts).vectors, lm, planned=planned, resamples=options.resamples,
+                seed=options.seed, advance=progress.advance,
             )  # fmt: skip
         tables.show(rows, tables.WORDING, title=f"What is predicted, in words ({len(places.truth)} places, judged by {lm.name})")
         examples = [

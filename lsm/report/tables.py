@@ -54,6 +54,7 @@ WORDING = (
     Column("token_f1", "token-F1", "share"),
     Column("cosine", "cosine, text\nre-encoded", "share", interval=True),
     Column("mutual_information", "nats a token\nof context", "share", interval=True),
+    Column("l2_round_trip_gap", "l2 − l2 of text\nre-encoded", "share", interval=True),
     Column("repeated", "said\nbefore", "share"),
     Column("tokens", "tokens", "count"),
 )

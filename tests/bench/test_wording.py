@@ -64,3 +64,5 @@ def test_evaluate_words_and_judges(
     assert found["judge"] == "stub" and found["judge_wrote"] and len(found["examples"]) == 5
     assert "judged by the LM that writes them" in outcome.stderr and "nats a token" in outcome.stdout
     assert all(np.isfinite(row["mutual_information"]) for row in found["rows"])
+    assert rows["model"]["l2_round_trip_gap"] == pytest.approx(rows["model"]["l2"] - rows["model"]["l2_round_trip"], abs=1e-6)
+    assert "l2" not in rows[wording.TRUTH] and "l2" not in rows[wording.TRUE_VECTOR]
