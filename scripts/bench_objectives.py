@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsm.bench import cloze, evaluation, intervals, wording
+from lsm.bench import cloze, intervals, wording
 from lsm.bench.controls import exponential_mean, fit_controls, sections_of
-from lsm.bench.evaluation import Documents, Judged, predictor_of, rows_predictor
+from lsm.bench.evaluation import MODEL, predictor_of, rows_predictor
+from lsm.bench.judged import Documents, Judged, choose_documents
 from lsm.bench.next_sentence import Predictor, measure
 from lsm.bench.parts import finished
 from lsm.commands.script import run_script
@@ -173,7 +174,7 @@ def judge(options: Options, runs: Mapping[str, Path], domain: str, corpus: Corpu
     """One domain's scoreboard, with paired differences to `REFERENCE`."""
     first = next(iter(runs.values()))
     model = LatentTransformer.from_pretrained(first, device=device)
-    judged: Judged = evaluation.choose_documents(first, model, corpus, Corpus.open(options.train), limit=options.limit_documents)
+    judged: Judged = choose_documents(first, model, corpus, Corpus.open(options.train), limit=options.limit_documents)
     assert judged.train is not None
     controls = fit_controls(judged.train.vectors(), judged.train.parts(), note=say)
     predictors = predictors_of(runs, judged.held_out, device, options.temperature) | controls
@@ -214,7 +215,7 @@ def word(options: Options, runs: Mapping[str, Path], corpus: Corpus, device: tor
     """What each run's predictions say in one domain, through the shipped prefix decoder."""
     first = next(iter(runs.values()))
     model = LatentTransformer.from_pretrained(first, device=device)
-    judged = evaluation.choose_documents(first, model, corpus, Corpus.open(options.train), limit=options.limit_documents)
+    judged = choose_documents(first, model, corpus, Corpus.open(options.train), limit=options.limit_documents)
     encoder = load_encoder(model.config.encoder["name"], device=str(device))
     decoder = DecoderSource(encoder=encoder.fingerprint(), device=device).prefix()
     lm = decoder.lm if decoder.lm.name == options.wording_lm else FrozenLM.load(options.wording_lm, device=device)
@@ -250,10 +251,10 @@ def choose_endings(options: Options, runs: Mapping[str, Path], device: torch.dev
     leads: dict[str, np.ndarray] = {}
     for label, model in models.items():
         found = cloze.leads_by_vectors(stories, encode, rows_predictor(model))
-        leads = {label: found.pop(evaluation.MODEL)} | found | leads
+        leads = {label: found.pop(MODEL)} | found | leads
     first = next(iter(runs))
-    rows = cloze.score({evaluation.MODEL: leads[first]} | leads, resamples=options.resamples)
-    return {"rows": [row for row in rows if row["predictor"] != evaluation.MODEL], "lead_of": first}
+    rows = cloze.score({MODEL: leads[first]} | leads, resamples=options.resamples)
+    return {"rows": [row for row in rows if row["predictor"] != MODEL], "lead_of": first}
 
 
 def main(options: Options) -> None:

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from lsm.bench import evaluation, wording
+from lsm.bench import wording
 from lsm.bench.controls import sections_of
-from lsm.bench.evaluation import MODEL, Documents, predictor_of
+from lsm.bench.evaluation import MODEL, predictor_of
+from lsm.bench.judged import Documents, choose_documents
 from lsm.bench.next_sentence import measure
 from lsm.commands.script import run_script
 from lsm.config import load_settings, settings_from, to_dict
@@ -157,7 +158,7 @@ def main(options: Options) -> None:
     for name, run in runs.items():
         model = LatentTransformer.from_pretrained(run, device=device)
         trained, judged = (Corpus.open(path) for path in spaces[name])
-        documents = evaluation.choose_documents(run, model, judged, trained, limit=None).held_out
+        documents = choose_documents(run, model, judged, trained, limit=None).held_out
         vectors += vector_rows(name, model, documents, options.resamples)
         places = wording.choose_places(documents, options.places, minimum_context=3, seed=options.seed)  # the same in every space
         predictor = predictor_of(model, sections_of(documents.vectors(), documents.sections()))

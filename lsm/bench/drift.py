@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from lsm.bench import intervals
-from lsm.bench.evaluation import MODEL, SAMPLED, Documents
+from lsm.bench.evaluation import MODEL, SAMPLED
+from lsm.bench.judged import Documents
 from lsm.decode.vectors import unit
 from lsm.errors import UserError
 from lsm.latent.diagnostics import effective_rank

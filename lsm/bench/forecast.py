@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from lsm.bench import intervals
-from lsm.bench.evaluation import MODEL, Documents
+from lsm.bench.evaluation import MODEL
+from lsm.bench.judged import Documents
 from lsm.errors import UserError
 from lsm.latent.transformer import LatentTransformer
 from lsm.lm.frozen import FrozenLM

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from lsm.bench.controls import truncated
-from lsm.bench.evaluation import MODEL, Judged, far_places, rows_predictor
+from lsm.bench.evaluation import MODEL, far_places, rows_predictor
 from lsm.bench.intervals import as_row
+from lsm.bench.judged import Judged
 from lsm.bench.next_sentence import measure
 from lsm.errors import UserError
 from lsm.latent.settings import RopeScaling

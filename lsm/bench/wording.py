@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lsm.bench import intervals
-from lsm.bench.evaluation import Documents
+from lsm.bench.judged import Documents
 from lsm.bench.next_sentence import Predictor
 from lsm.bench.text_metrics import rouge_l, score_texts
 from lsm.decode.decoders import Decoder

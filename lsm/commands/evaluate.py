@@ -13,7 +13,7 @@ from lsm.commands.sampling_options import SamplingOptions
 from lsm.commands.values import whole_numbers
 
 if TYPE_CHECKING:
-    from lsm.bench.evaluation import Documents
+    from lsm.bench.judged import Documents
     from lsm.encode.encoder import SentenceEncoder
     from lsm.latent.transformer import LatentTransformer
 
@@ -76,6 +76,7 @@ class Options(SamplingOptions):
 def run(options: Options) -> dict[str, Any]:
     """Score, print both tables, and return them."""
     from lsm.bench import evaluation
+    from lsm.bench.judged import choose_documents
     from lsm.commands.evaluate_words import forecasts_of, words_of
     from lsm.corpus.reader import Corpus
     from lsm.errors import UserError
@@ -118,7 +119,7 @@ def run(options: Options) -> dict[str, Any]:
         model = model.widened(options.context, None if options.rope_scaling == "none" else options.rope_scaling)
     corpus = Corpus.open(options.corpus)
     train_corpus = Corpus.open(options.train_corpus) if options.train_corpus else None
-    judged = evaluation.choose_documents(options.model, model, corpus, train_corpus, limit=options.limit_documents)
+    judged = choose_documents(options.model, model, corpus, train_corpus, limit=options.limit_documents)
 
     def note(text: str) -> None:
         say(f"  {text}", quiet=options.quiet)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lsm.bench.evaluation import Judged
+    from lsm.bench.judged import Judged
     from lsm.commands.evaluate import Options
     from lsm.latent.transformer import LatentTransformer
 

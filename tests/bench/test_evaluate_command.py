@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lsm.bench import evaluation
+from lsm.bench.judged import choose_documents
 from lsm.config import settings_from
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
@@ -122,7 +123,7 @@ def test_without_training_corpus_nothing_is_fitted(run_cli: Callable, model_fold
 def test_the_training_corpus_is_judged_on_its_held_out_documents(model_folder: Path, training_corpus: Path, tmp_path: Path) -> None:
     corpus = Corpus.open(training_corpus)
     write_json(tmp_path / "run.json", {"inputs": {"corpus": corpus.fingerprint}, "settings": {"data": {"held_out_fraction": 0.3}}})
-    judged = evaluation.choose_documents(tmp_path, LatentTransformer.from_pretrained(model_folder), corpus, None, limit=None)
+    judged = choose_documents(tmp_path, LatentTransformer.from_pretrained(model_folder), corpus, None, limit=None)
     train, held_out = split_documents(corpus.doc_ids, 0.3)
     assert judged.train is not None
     assert list(judged.held_out.numbers) == held_out.tolist() and list(judged.train.numbers) == train.tolist()
@@ -142,7 +143,7 @@ def test_a_grown_corpus_is_judged_without_what_the_run_was_trained_on(
     assert read_trained_on(tmp_path) == read_trained_on(tmp_path / "final") == {sums[doc][:16] for doc in train}
     # Other ids, twice the documents: neither ids nor the corpus' fingerprint tell what was trained on.
     grown = Corpus.open(write_made_up(range(48), 1000))
-    judged = evaluation.choose_documents(tmp_path, task.model, grown, None, limit=None)
+    judged = choose_documents(tmp_path, task.model, grown, None, limit=None)
     assert list(judged.held_out.numbers) == [*held_out, *range(24, 48)]
     assert judged.train is not None and list(judged.train.numbers) == train.tolist()
     assert any(f"{len(train)} documents" in note and "left out" in note for note in judged.notes)
@@ -153,7 +154,7 @@ def test_a_copy_of_a_training_document_is_not_judged_even_where_it_is_held_out(
 ) -> None:
     corpus = Corpus.open(write_made_up([*range(20)] * 2, 0))
     write_json(tmp_path / "run.json", {"inputs": {"corpus": corpus.fingerprint}, "settings": {"data": {"held_out_fraction": 0.3}}})
-    judged = evaluation.choose_documents(tmp_path, LatentTransformer.from_pretrained(model_folder), corpus, None, limit=None)
+    judged = choose_documents(tmp_path, LatentTransformer.from_pretrained(model_folder), corpus, None, limit=None)
     train, held_out = (set((numbers % 20).tolist()) for numbers in split_documents(corpus.doc_ids, 0.3))
     assert train & held_out and {doc % 20 for doc in judged.held_out.numbers} == held_out - train
 

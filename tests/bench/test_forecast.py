@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lsm.bench import forecast
-from lsm.bench.evaluation import MODEL, Documents
+from lsm.bench.evaluation import MODEL
+from lsm.bench.judged import Documents
 from lsm.corpus.reader import Corpus
 from lsm.latent.lexical import LexicalSpace
 from lsm.latent.settings import ModelSettings

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lsm.bench import wording
-from lsm.bench.evaluation import Documents
+from lsm.bench.judged import Documents
 from lsm.bench.text_metrics import rouge_l
 from lsm.corpus.reader import Corpus
 from lsm.lm.frozen import FrozenLM

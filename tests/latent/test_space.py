@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lsm.bench import drift, evaluation
+from lsm.bench.judged import choose_documents
 from lsm.config import settings_from
 from lsm.corpus.reader import Corpus
 from lsm.corpus.writer import SegmentedDocument, text_sha256, write_manifest, write_shard
@@ -115,7 +116,7 @@ def test_scoreboards_of_different_spaces_compare(corpus: Path, tmp_path: Path, r
         write_json(
             run / "run.json", {"inputs": {"corpus": Corpus.open(corpus).fingerprint}, "settings": {"data": {"held_out_fraction": 0.3}}}
         )
-        judged = evaluation.choose_documents(run, trained.model, Corpus.open(corpus), None, limit=None)
+        judged = choose_documents(run, trained.model, Corpus.open(corpus), None, limit=None)
         board = evaluation.evaluate(trained.model, judged, shuffled_positions=5)
         rows[space] = {row["predictor"]: row for row in board.rows(resamples=0)}
         by_part = evaluation.part_rows(trained.model, judged, resamples=0)
