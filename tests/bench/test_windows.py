@@ -12,15 +12,16 @@ import torch
 
 from lsm.bench import evaluation, windows
 from lsm.bench.controls import other_documents_context, random_places, sections_of, shuffled_order, truncated
+from lsm.bench.judged import Documents, Judged
 from lsm.corpus.reader import Corpus
 from lsm.encode.encoder import load_encoder
 from lsm.latent.settings import ModelSettings
 from lsm.latent.transformer import LatentConfig, LatentTransformer
 
 
-def judged(corpus: Path) -> evaluation.Judged:
+def judged(corpus: Path) -> Judged:
     opened = Corpus.open(corpus)
-    return evaluation.Judged(evaluation.Documents(opened, range(opened.n_documents)), None, [])
+    return Judged(Documents(opened, range(opened.n_documents)), None, [])
 
 
 @pytest.mark.parametrize("positions", ["rope", "rope-2d", "alibi"])
