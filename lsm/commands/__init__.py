@@ -22,6 +22,7 @@ VERBS: dict[str, Verb] = {
     "assets": Verb("lsm.commands.assets", "list, pull or verify the models and corpora that have a name here"),
     "encode-corpus": Verb("lsm.commands.encode_corpus", "documents -> a corpus of sentence vectors on disk (resumable)"),
     "inspect": Verb("lsm.commands.inspect", "what a corpus, run or adapter is, and whether it is whole"),
+    "corpus": Verb("lsm.commands.corpus", "merge, split, filter, deduplicate or convert corpora without encoding again"),
     "pretrain": Verb("lsm.commands.pretrain", "train a latent transformer on a corpus (resumable)"),
     "evaluate": Verb("lsm.commands.evaluate", "next-sentence scoreboard of a run beside its controls"),
     "build-index": Verb("lsm.commands.build_index", "a phrase store (k-NN index) over a corpus"),

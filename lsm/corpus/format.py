@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
+DERIVED = "derived.json"
 DOCUMENTS = "documents.parquet"
 SENTENCES = "sentences.parquet"
 SEMANTIC = "semantic.npy"

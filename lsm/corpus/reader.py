@@ -193,6 +193,16 @@ class Corpus:
                 out[place] = text
         return out
 
+    def shard_documents(self, shard: int) -> pa.Table:
+        """The rows of the table of documents that lie in a shard."""
+        before = [entry["n_documents"] for entry in self.manifest["shards"][: shard + 1]]
+        return self.documents.slice(sum(before[:-1]), before[-1])
+
+    def shard_files(self, shard: int) -> tuple[dict[str, np.ndarray], pa.Table]:
+        """A shard as it is stored: its arrays by file name, memory-mapped, and its table of sentences."""
+        names = [name for name in self.manifest["shards"][shard]["files"] if name.endswith(".npy")]
+        return {name: self._npy(layout.shard_folder(self.path, shard) / name) for name in names}, self._table(shard)
+
     def column(self, name: str) -> np.ndarray:
         """One numeric column of all sentences (section, part, n_tokens, truncated …), [n_sentences]."""
         files = [layout.shard_folder(self.path, shard) / layout.SENTENCES for shard in range(self.n_shards)]

@@ -101,7 +101,14 @@ def write_shard(
         sentences = _with_residual(sentences, residual)
         files = {"residual": layout.RESIDUAL, "residual-more": layout.RESIDUAL_MORE}
         arrays |= {files[name]: array for name, array in residual.items() if name in files}
-    tables = {layout.SENTENCES: sentences, layout.DOCUMENTS: _document_table(index, documents)}
+    return write_shard_arrays(corpus, index, arrays, sentences, _document_table(index, documents))
+
+
+def write_shard_arrays(
+    corpus: Path, index: int, arrays: Mapping[str, np.ndarray], sentences: pa.Table, documents: pa.Table
+) -> dict[str, Any]:
+    """Write shard `index` from what its files hold: arrays by file name, and the two tables; returns its done record."""
+    tables = {layout.SENTENCES: sentences, layout.DOCUMENTS: documents}
     with atomic_folder(layout.shard_folder(corpus, index)) as folder:
         for name, array in arrays.items():
             with open(folder / name, "wb") as handle:
@@ -109,13 +116,13 @@ def write_shard(
         for name, table in tables.items():
             write_parquet(folder / name, table)
         done = {
-            "content_sha256": content_sha256((document.doc_id, document.text_sha256) for document in documents),
+            "content_sha256": content_sha256(zip(documents["doc_id"].to_pylist(), documents["text_sha256"].to_pylist(), strict=True)),
             "files": {name: sha256_file(folder / name) for name in (*arrays, *tables)},
-            "n_characters": sum(document.n_characters for document in documents),
+            "n_characters": int(documents["n_characters"].to_numpy().sum(dtype=np.int64)),
             "n_documents": len(documents),
-            "n_sentences": len(half_SD),
-            "n_tokens": int(np.sum(n_tokens, dtype=np.int64)),
-            "n_truncated": int(np.sum(truncated, dtype=np.int64)),
+            "n_sentences": len(sentences),
+            "n_tokens": int(sentences["n_tokens"].to_numpy().sum(dtype=np.int64)),
+            "n_truncated": int(sentences["truncated"].to_numpy().sum(dtype=np.int64)),
         }
         write_json(folder / DONE_MARKER, done)
     return done

@@ -1,0 +1,170 @@
+"""`lsm corpus merge|split|filter|dedup|convert`: corpora from corpora, without encoding anything again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from lsm.config import CommonOptions
+from lsm.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lsm.corpus.reader import Corpus
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """Make corpora of corpora, or other files of one."""
+
+    action: tyro.conf.Positional[Literal["merge", "split", "filter", "dedup", "convert"]]
+    """merge: several as one; split: held-out documents apart; filter: documents that are as asked; dedup: without documents that repeat
+    others; convert: parquet files with a column of vectors."""
+    corpora: tyro.conf.Positional[tuple[Path, ...]]
+    """Corpus folders; one, but for merge."""
+    out: Path
+    """Folder to write; split writes train/ and held-out/ into it. The same command goes on after a stop."""
+    held_out_fraction: float = 0.1
+    """split: share of documents that is held out, chosen by a hash of their ids, as lsm pretrain chooses."""
+    min_sentences: int | None = None
+    """filter: shortest document."""
+    max_sentences: int | None = None
+    """filter: longest document."""
+    max_truncated: float | None = None
+    """filter: largest share of sentences that the encoder had to cut."""
+    source: str | None = None
+    """filter: glob over the names of the files that documents came from."""
+    ids: Path | None = None
+    """filter: file with one document id a line."""
+    unlike: tuple[Path, ...] = ()
+    """filter, dedup: leave out documents that share their sentences with these corpora (a held-out set, a benchmark)."""
+    overlap: float = 0.5
+    """filter --unlike, dedup: share of a document's sentences (of four words or more) that has to stand elsewhere for it to be left out."""
+    vectors: Literal["float32", "float16"] = "float32"
+    """convert: precision of the vectors in parquet; corpora hold float16."""
+
+
+_OF_ACTION = {
+    "split": ("held_out_fraction",),
+    "filter": ("min_sentences", "max_sentences", "max_truncated", "source", "ids", "unlike", "overlap"),
+    "dedup": ("unlike", "overlap"),
+    "convert": ("vectors",),
+    "merge": (),
+}
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Do what is asked, print what came of it, and return the counts."""
+    from lsm.corpus.reader import Corpus
+
+    _check(options)
+    corpora = [Corpus.open(path) for path in options.corpora]
+    if options.action == "convert":
+        return _convert(options, corpora[0])
+    if options.action == "split":
+        return _split(options, corpora[0])
+    if options.action == "merge":
+        from lsm.corpus.choose import first_of_each_id
+
+        keeps, n_twice = first_of_each_id(corpora)
+        return _derive(options, corpora, keeps, options.out) | {"n_in_several": n_twice}
+    return _derive(options, corpora, [_kept(options, corpora[0])], options.out)
+
+
+def _check(options: Options) -> None:
+    if not options.corpora:
+        raise UserError(f"lsm corpus {options.action}: name a corpus folder")
+    if len(options.corpora) > 1 and options.action != "merge":
+        raise UserError(f"lsm corpus {options.action} takes one corpus; put several together first: lsm corpus merge")
+    foreign = {name for names in _OF_ACTION.values() for name in names} - set(_OF_ACTION[options.action])
+    if given := sorted(name for name in foreign if getattr(options, name) != getattr(Options, name)):
+        raise UserError(f"--{given[0].replace('_', '-')} is no option of lsm corpus {options.action}; leave it out")
+    for name, value in (("--held-out-fraction", options.held_out_fraction), ("--overlap", options.overlap)):
+        if not 0 < value <= 1 or (name == "--held-out-fraction" and value == 1):
+            raise UserError(f"{name} {value}: must be between 0 and 1")
+    if options.max_truncated is not None and not 0 <= options.max_truncated <= 1:
+        raise UserError(f"--max-truncated {options.max_truncated}: must be between 0 and 1")
+    if options.action == "filter" and not any(getattr(options, name) not in (None, ()) for name in _OF_ACTION["filter"][:-1]):
+        raise UserError(
+            "lsm corpus filter: ask for something: --min-sentences, --max-sentences, --max-truncated, --source, --ids or --unlike"
+        )
+
+
+def _kept(options: Options, corpus: Corpus) -> np.ndarray:
+    """Which documents filter or dedup keeps."""
+    from lsm.corpus.choose import Criteria, without_repetitions
+    from lsm.corpus.reader import Corpus
+    from lsm.progress import Progress
+
+    keep_G = Criteria(
+        min_sentences=options.min_sentences,
+        max_sentences=options.max_sentences,
+        source=options.source,
+        doc_ids=_ids(options.ids) if options.ids else None,
+        max_truncated=options.max_truncated,
+    ).keep(corpus)
+    if options.action == "dedup" or options.unlike:
+        others = [Corpus.open(path) for path in options.unlike]
+        with Progress("comparing sentences", corpus.n_sentences, "sentences", quiet=options.quiet) as progress:
+            keep_G &= without_repetitions(
+                corpus, options.overlap, unlike=others, within=options.action == "dedup", advance=progress.advance
+            )
+    return keep_G
+
+
+def _ids(path: Path) -> frozenset[str]:
+    try:
+        ids = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--ids {path}: cannot be read as UTF-8 text ({type(error).__name__}); give a file with one document id a line"
+        ) from error
+    if not ids:
+        raise UserError(f"--ids {path} is empty; give a file with one document id a line")
+    return ids
+
+
+def _split(options: Options, corpus: Corpus) -> dict[str, Any]:
+    import numpy as np
+
+    from lsm.corpus.sampler import split_documents
+
+    found: dict[str, Any] = {}
+    for name, numbers in zip(("train", "held-out"), split_documents(corpus.doc_ids, options.held_out_fraction), strict=True):
+        keep_G = np.zeros(corpus.n_documents, dtype=bool)
+        keep_G[numbers] = True
+        found[name] = _derive(options, [corpus], [keep_G], options.out / name)
+    return found
+
+
+def _derive(options: Options, corpora: list[Corpus], keeps: list[np.ndarray], out: Path) -> dict[str, Any]:
+    from lsm.corpus.derive import Chosen, derive
+    from lsm.progress import Progress
+
+    made_by = {"action": options.action} | {
+        name: value for name, value in asdict(options).items() if name in _OF_ACTION[options.action] and name not in ("ids", "unlike")
+    }
+    chosen = [Chosen(corpus, keep_G) for corpus, keep_G in zip(corpora, keeps, strict=True)]
+    with Progress(f"{options.action} → {out}", sum(corpus.n_sentences for corpus in corpora), "sentences", quiet=options.quiet) as progress:
+        manifest = derive(out, chosen, made_by, progress.advance)
+    counts = {key: manifest[key] for key in ("n_documents", "n_sentences")}
+    left_out = sum(corpus.n_documents for corpus in corpora) - manifest["n_documents"]
+    print(f"corpus {out}: {counts['n_documents']:,} documents, {counts['n_sentences']:,} sentences; {left_out:,} documents left out")
+    return {"corpus": str(out), **counts, "n_left_out": left_out}
+
+
+def _convert(options: Options, corpus: Corpus) -> dict[str, Any]:
+    from lsm.corpus.convert import to_parquet
+    from lsm.progress import Progress
+
+    if options.out.exists():
+        raise UserError(f"--out {options.out} is there already; choose another folder")
+    with Progress(f"convert → {options.out}", corpus.n_sentences, "sentences", quiet=options.quiet) as progress:
+        names = to_parquet(corpus, options.out, precision=options.vectors, advance=progress.advance)
+    n_bytes = sum((options.out / name).stat().st_size for name in names)
+    print(f"{options.out}: {corpus.n_sentences:,} rows in {len(names)} parquet files, {n_bytes / 2**20:,.1f} MiB")
+    return {"out": str(options.out), "files": names, "n_rows": corpus.n_sentences, "bytes": n_bytes}
