@@ -5,9 +5,10 @@
 The first `--documents` documents that have `--read` + `--sentences` sentences, none selected. Systems (`--systems`):
 
     real                the document itself: the ceiling
-    plan[+SNAP][+re-encode][+context]
+    plan[+SNAP][+drawn][+re-encode][+context]
                         plan-then-write; SNAP is neighbours, denoiser or words (see `lsm generate --snap-to`); with re-encode each
-                        sentence is encoded and read before the next is planned; with context the LM also reads the text so far,
+                        sentence is encoded and read before the next is planned; with drawn the words are drawn at temperature 0.7, else
+                        the most probable ones are taken; with context the LM also reads the text so far,
                         eight sentences at a time; no sentence is said twice (`RepetitionRules`), so that `said before` is 0 by rule;
                         a run with a sampling head draws its plans
     retrieval           the nearest stored sentence of each plan
@@ -32,7 +33,7 @@ import torch
 
 from lsm.bench import long_documents
 from lsm.bench.long_documents import Written
-from lsm.decode.decoders import Decoder, RetrievalDecoder
+from lsm.decode.decoders import WARM, Decoder, RetrievalDecoder
 from lsm.decode.in_context import ContextDecoder
 from lsm.decode.load import DecoderSource
 from lsm.decode.vectors import Encode, unit
@@ -56,7 +57,7 @@ from lsm.write.snap import SnapName, make_snap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEFAULT_SYSTEMS = "real,plan,plan+neighbours,plan+denoiser,plan+words,plan+neighbours+re-encode,retrieval,lm-greedy,lm-sampled"
+DEFAULT_SYSTEMS = "real,retrieval,plan,plan+denoiser,plan+words,plan+neighbours,plan+neighbours+drawn,plan+neighbours+drawn+re-encode,lm-greedy,lm-sampled"
 SNAPS: tuple[SnapName, ...] = ("neighbours", "denoiser", "words")
 BLOCK = 8
 """Plans worded in one batch by a decoder that reads the text so far."""
@@ -135,9 +136,10 @@ class Bench:
     def planned(self, system: str, number: int) -> tuple[list[str], np.ndarray]:
         """A document continued by plans, and the plan of each sentence."""
         kinds = set(system.split("+")[1:])
-        decoder: Decoder = RetrievalDecoder(self.source.store()) if system == "retrieval" else self.prefix
+        prefix = self.prefix.drawing(WARM) if "drawn" in kinds else self.prefix
+        decoder: Decoder = RetrievalDecoder(self.source.store()) if system == "retrieval" else prefix
         if "context" in kinds:
-            decoder = ContextDecoder(self.prefix)
+            decoder = ContextDecoder(prefix)
         snap = make_snap(
             next((name for name in SNAPS if name in kinds), "none"), model=self.model, decoder=decoder, encode=self.encode,
             store=self.source.store, k=self.options.snap, seed=self.options.seed,
@@ -207,10 +209,10 @@ def require_known(systems: Sequence[str]) -> None:
     for system in systems:
         first, *kinds = system.split("+")
         known = first == "plan" or (not kinds and first in ("real", "retrieval", "lm-greedy", "lm-sampled"))
-        if not known or set(kinds) - {*SNAPS, "re-encode", "context"} or len(set(kinds) & set(SNAPS)) > 1:
+        if not known or set(kinds) - {*SNAPS, "drawn", "re-encode", "context"} or len(set(kinds) & set(SNAPS)) > 1:
             raise UserError(
                 f"--systems {system}: no such system; there are real, retrieval, lm-greedy, lm-sampled and plan, after which may come "
-                "one of neighbours, denoiser, words, then re-encode, context"
+                "one of neighbours, denoiser, words, then drawn, re-encode, context"
             )
 
 

@@ -43,6 +43,8 @@ class Options(DecoderOptions, SamplingOptions):
     but for retrieval."""
     snap: int = 16
     """Stored sentences in the mean of --snap-to neighbours."""
+    word_temperature: float = 0.7
+    """Draw words at this temperature (prefix); 0 takes the most probable ones, and a long document then repeats itself."""
     context_weight: float = 0.0
     """Let the LM also go by the text so far, with this weight (prefix): each sentence takes twice the time."""
     lift: float = 0.0
@@ -87,6 +89,8 @@ def run(options: Options) -> dict[str, Any]:
     for name, value in (("--context-weight", options.context_weight), ("--lift", options.lift), ("--forecast", options.forecast)):
         if not value >= 0 or (value and options.decoder != "prefix"):
             raise UserError(f"{name} {value}: must be 0 or more, and is for --decoder prefix")
+    if not options.word_temperature >= 0 or (options.word_temperature != Options.word_temperature and options.decoder != "prefix"):
+        raise UserError(f"--word-temperature {options.word_temperature}: must be 0 or more, and is for --decoder prefix")
     if options.block is not None and options.re_encode:
         raise UserError(
             "--block words plans that were all made before, and --re-encode makes each after the last sentence: give one of them"
@@ -129,6 +133,8 @@ def run(options: Options) -> dict[str, Any]:
         decoder = PlannedCode(codec, parts)
     else:
         (decoder,) = source.load([options.decoder])
+        if isinstance(decoder, PrefixDecoder):
+            decoder = decoder.drawing(options.word_temperature)
     forecasts = forecasts_for(model, decoder, options.model) if options.forecast else None
     if options.context_weight or options.lift or options.forecast:
         assert isinstance(decoder, PrefixDecoder)

@@ -22,6 +22,8 @@ from lsm.lm.generation import Beside, Bias, Sampling, row_seed
 from lsm.lm.lora import attach_lora, detach_lora, has_lora
 
 _ROWS_AT_ONCE = 128
+WARM, _TOP_P = 0.7, 0.95
+"""Temperature at which words are drawn where a vector is to be said in more than one way, and the share of probability drawn from."""
 
 
 class Decoder(Protocol):
@@ -81,15 +83,20 @@ class PrefixDecoder:
             placed = attach_lora(lm, adapter.settings.lora_rank)
             placed.load_state_dict(adapter.lora.state_dict())
 
+    def drawing(self, temperature: float) -> PrefixDecoder:
+        """The same decoder with words drawn at `temperature` from the likeliest 95 %; 0 takes the most probable ones."""
+        sampling = dataclasses.replace(self.sampling, temperature=temperature, top_p=_TOP_P)
+        return PrefixDecoder(self.lm, self.adapter, sampling=sampling)
+
     def decode(self, z_BD: np.ndarray, *, seed: int = 0) -> list[str]:
         return self._write(z_BD, self.sampling, seed)
 
     def candidates(self, z_BD: np.ndarray, k: int, *, seed: int = 0) -> list[list[str]]:
-        """The greedy sentence first, then samples at temperature 0.7."""
-        warm = dataclasses.replace(self.sampling, temperature=0.7, top_p=0.95)
-        greedy = self._write(z_BD, self.sampling, seed)
+        """The sentence of `decode` first, then draws at a temperature of 0.7 or more."""
+        warm = dataclasses.replace(self.sampling, temperature=max(WARM, self.sampling.temperature), top_p=_TOP_P)
+        first = self._write(z_BD, self.sampling, seed)
         drawn = self._write(np.repeat(z_BD, k - 1, axis=0), warm, seed, samples=k - 1) if k > 1 else []
-        return [list(dict.fromkeys([first, *drawn[n * (k - 1) : (n + 1) * (k - 1)]])) for n, first in enumerate(greedy)]
+        return [list(dict.fromkeys([text, *drawn[n * (k - 1) : (n + 1) * (k - 1)]])) for n, text in enumerate(first)]
 
     @torch.inference_mode()
     def conditions(self, z_BD: np.ndarray) -> tuple[Tensor, Bias]:

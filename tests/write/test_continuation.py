@@ -213,6 +213,8 @@ def test_generate_refuses_options_that_would_do_nothing(workshop: Path, run_cli:
         (("--snap-to", "neighbours"), "needs stored sentences"),
         (("--snap", 0), "--snap-to none"),
         (("--context-weight", 0.3, "--decoder", "retrieval"), "is for --decoder prefix"),
+        (("--word-temperature", -1), "must be 0 or more"),
+        (("--word-temperature", 0, "--decoder", "retrieval"), "is for --decoder prefix"),
         (("--lift", 1), "needs stored sentences"),
         (("--forecast", 1), "forecasts no words"),
         (("--end",), "needs stored sentences"),
@@ -230,6 +232,19 @@ def test_generate_re_encodes_and_repeats_with_its_seed(workshop: Path, run_cli: 
         run_cli(*arguments, "--decoder", "retrieval", "--corpus", workshop / "corpus", "--re-encode", "--quiet").stdout for _ in range(2)
     ]
     assert texts[0] == texts[1] and len(texts[0].splitlines()) == 4
+
+
+def test_words_are_drawn_by_the_seed(workshop: Path, run_cli: Callable[..., Any]) -> None:
+    def written(temperature: float, seed: int) -> str:
+        outcome = run_cli(
+            "generate", workshop / "run", "--prompt", workshop / "docs" / "05.txt", "--prompt-sentences", 3, "--sentences", 3,
+            "--adapter", workshop / "adapter", "--word-temperature", temperature, "--seed", seed,
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.stderr
+        return outcome.stdout
+
+    assert written(0.7, 0) == written(0.7, 0) != written(0.7, 1)
+    assert written(0, 0) != written(0.7, 0)
 
 
 def test_invert_words_a_text_and_a_file(workshop: Path, run_cli: Callable[..., Any], tmp_path: Path) -> None:
