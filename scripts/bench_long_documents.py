@@ -57,7 +57,10 @@ from lsm.write.snap import SnapName, make_snap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEFAULT_SYSTEMS = "real,retrieval,plan,plan+denoiser,plan+words,plan+neighbours,plan+neighbours+drawn,plan+neighbours+drawn+re-encode,lm-greedy,lm-sampled"
+DEFAULT_SYSTEMS = (
+    "real,retrieval,plan,plan+denoiser,plan+words,plan+neighbours,plan+neighbours+drawn,plan+neighbours+drawn+re-encode,"
+    "lm-greedy,lm-sampled"
+)
 SNAPS: tuple[SnapName, ...] = ("neighbours", "denoiser", "words")
 BLOCK = 8
 """Plans worded in one batch by a decoder that reads the text so far."""
