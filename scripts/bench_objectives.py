@@ -27,6 +27,7 @@ from lsm.bench.parts import finished
 from lsm.commands.script import run_script
 from lsm.commands.values import comma_separated, whole_numbers
 from lsm.config import load_settings, settings_from, to_dict
+from lsm.corpus.format import require_same_space
 from lsm.corpus.reader import Corpus
 from lsm.decode.load import DecoderSource
 from lsm.encode.encoder import load_encoder
@@ -217,6 +218,7 @@ def word(options: Options, runs: Mapping[str, Path], corpus: Corpus, device: tor
     model = LatentTransformer.from_pretrained(first, device=device)
     judged = choose_documents(first, model, corpus, Corpus.open(options.train), limit=options.limit_documents)
     encoder = load_encoder(model.config.encoder["name"], device=str(device))
+    require_same_space(encoder.fingerprint(), model.config.encoder, what=f"encoder {encoder.name}")
     decoder = DecoderSource(encoder=encoder.fingerprint(), device=device).prefix()
     lm = decoder.lm if decoder.lm.name == options.wording_lm else FrozenLM.load(options.wording_lm, device=device)
     places = wording.choose_places(judged.held_out, options.wording, minimum_context=MINIMUM_CONTEXT, seed=0)
@@ -241,7 +243,9 @@ def choose_endings(options: Options, runs: Mapping[str, Path], device: torch.dev
     assert options.cloze is not None
     stories = cloze.read_stories(options.cloze)
     models = {label: LatentTransformer.from_pretrained(run, device=device) for label, run in runs.items()}
-    encoder = load_encoder(next(iter(models.values())).config.encoder["name"], device=str(device))
+    wanted = next(iter(models.values())).config.encoder
+    encoder = load_encoder(wanted["name"], device=str(device))
+    require_same_space(encoder.fingerprint(), wanted, what=f"encoder {encoder.name}")
     known: list[np.ndarray] = []
 
     def encode(texts: Sequence[str]) -> np.ndarray:

@@ -104,7 +104,9 @@ def corpora(options: Options) -> dict[str, tuple[Path, Path]]:
     if options.in_context is not None and options.judge_in_context is not None:
         for plain, other in ((options.train, options.in_context), (options.judge, options.judge_in_context)):
             one, two = Corpus.open(plain), Corpus.open(other)
-            if (one.doc_ids, one.n_sentences) != (two.doc_ids, two.n_sentences):
+            if not two.encoder.get("context_sentences"):
+                raise UserError(f"{other} holds sentences read alone; encode it with --context-sentences")
+            if one.documents["text_sha256"] != two.documents["text_sha256"] or one.manifest["segmentation"] != two.manifest["segmentation"]:
                 raise UserError(f"{other} holds other sentences than {plain}; encode the same text with the same --cap-characters")
         found |= {IN_CONTEXT: (options.in_context, options.judge_in_context)}
     return found

@@ -101,9 +101,10 @@ def measure(
     Columns: ROUGE-L, token-F1 and chrF against the true next sentence; cosine of the re-encoded text to it; `mutual_information`, by how
     many nats a token the text is likelier under the LM after the last ten sentences than alone (Large Concept Model, §2.4, with a small LM
     for its GPT-2); `information_sentence`, the same in nats a sentence; share of texts that were said more than once (`repeated`).
-    Where the predicted vectors are given (`planned`, semantic ones): `l2` of the vector to the true one, `l2_round_trip` of its re-encoded
-    text to the true one (that paper's ℓ2-r), and `l2_round_trip_gap`, the first less the second: far below zero for a vector that lies
-    between sentences, near zero for one that lies where sentences do.
+    Where the vectors are given (`planned`, semantic ones): `l2` of the vector to the true one, `l2_round_trip` of its re-encoded text to
+    the true one (that paper's ℓ2-r), and `l2_round_trip_gap`, the first less the second: below zero where wording moves a vector away from
+    the truth. That paper reads it as a distance from where sentences lie, with a decoder that loses little; how much this one loses by
+    itself stands in the row of the true vectors.
     """
     truth_ND = unit(encode(places.truth))
     drawn_RG = intervals.draw(int(places.document_N.max()) + 1, resamples, seed)
@@ -120,7 +121,7 @@ def measure(
             "mutual_information": gained_N,
             "information_sentence": gained_N * counts_N,
         }
-        if name in planned and name != TRUE_VECTOR:
+        if name in planned:
             values_N["l2"] = np.linalg.norm(planned[name] - truth_ND, axis=1)
             values_N["l2_round_trip"] = np.sqrt(np.maximum(2 - 2 * values_N["cosine"], 0))
             values_N["l2_round_trip_gap"] = values_N["l2"] - values_N["l2_round_trip"]

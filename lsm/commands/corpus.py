@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,9 +27,9 @@ class Options(CommonOptions):
     corpora: tyro.conf.Positional[tuple[Path, ...]]
     """Corpus folders; one, but for merge."""
     out: Path
-    """Folder to write; split writes train/ and held-out/ into it. The same command goes on after a stop."""
+    """Folder to write; split writes train/ and held-out/ into it. The same command goes on after a stop (convert begins again)."""
     held_out_fraction: float = 0.1
-    """split: share of documents that is held out, chosen by a hash of their ids, as lsm pretrain chooses."""
+    """split: share of documents that is held out, chosen by a hash of their ids, not the one that lsm pretrain uses."""
     min_sentences: int | None = None
     """filter: shortest document."""
     max_sentences: int | None = None
@@ -43,11 +43,12 @@ class Options(CommonOptions):
     unlike: tuple[Path, ...] = ()
     """filter, dedup: leave out documents that share their sentences with these corpora (a held-out set, a benchmark)."""
     overlap: float = 0.5
-    """filter --unlike, dedup: share of a document's sentences (of four words or more) that has to stand elsewhere for it to be left out."""
+    """filter --unlike, dedup: a document is left out when this share of its sentences (of sixteen letters or more) stands elsewhere."""
     vectors: Literal["float32", "float16"] = "float32"
     """convert: precision of the vectors in parquet; corpora hold float16."""
 
 
+_SPLIT_SALT = "lsm corpus split "
 _OF_ACTION = {
     "split": ("held_out_fraction",),
     "filter": ("min_sentences", "max_sentences", "max_truncated", "source", "ids", "unlike", "overlap"),
@@ -86,6 +87,8 @@ def _check(options: Options) -> None:
     for name, value in (("--held-out-fraction", options.held_out_fraction), ("--overlap", options.overlap)):
         if not 0 < value <= 1 or (name == "--held-out-fraction" and value == 1):
             raise UserError(f"{name} {value}: must be between 0 and 1")
+    if options.action == "filter" and not options.unlike and options.overlap != Options.overlap:
+        raise UserError("--overlap goes with --unlike; give that too, or leave it out")
     if options.max_truncated is not None and not 0 <= options.max_truncated <= 1:
         raise UserError(f"--max-truncated {options.max_truncated}: must be between 0 and 1")
     if options.action == "filter" and not any(getattr(options, name) not in (None, ()) for name in _OF_ACTION["filter"][:-1]):
@@ -118,7 +121,7 @@ def _kept(options: Options, corpus: Corpus) -> np.ndarray:
 
 def _ids(path: Path) -> frozenset[str]:
     try:
-        ids = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        ids = frozenset(line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--ids {path}: cannot be read as UTF-8 text ({type(error).__name__}); give a file with one document id a line"
@@ -133,8 +136,12 @@ def _split(options: Options, corpus: Corpus) -> dict[str, Any]:
 
     from lsm.corpus.sampler import split_documents
 
+    if corpus.n_documents < 2:
+        raise UserError(f"corpus {corpus.path} holds {corpus.n_documents} documents; a split wants two or more")
     found: dict[str, Any] = {}
-    for name, numbers in zip(("train", "held-out"), split_documents(corpus.doc_ids, options.held_out_fraction), strict=True):
+    for name, numbers in zip(
+        ("train", "held-out"), split_documents(corpus.doc_ids, options.held_out_fraction, salt=_SPLIT_SALT), strict=True
+    ):
         keep_G = np.zeros(corpus.n_documents, dtype=bool)
         keep_G[numbers] = True
         found[name] = _derive(options, [corpus], [keep_G], options.out / name)
@@ -143,26 +150,35 @@ def _split(options: Options, corpus: Corpus) -> dict[str, Any]:
 
 def _derive(options: Options, corpora: list[Corpus], keeps: list[np.ndarray], out: Path) -> dict[str, Any]:
     from lsm.corpus.derive import Chosen, derive
+    from lsm.corpus.reader import Corpus
+    from lsm.files import sha256_file
     from lsm.progress import Progress
 
-    made_by = {"action": options.action} | {
-        name: value for name, value in asdict(options).items() if name in _OF_ACTION[options.action] and name not in ("ids", "unlike")
-    }
+    made_by: dict[str, Any] = {"action": options.action, "part": out.name} if options.action == "split" else {"action": options.action}
+    made_by |= {name: getattr(options, name) for name in _OF_ACTION[options.action]}
+    if options.ids is not None:
+        made_by["ids"] = sha256_file(options.ids)
+    if options.unlike:
+        made_by["unlike"] = [Corpus.open(path).fingerprint for path in options.unlike]
     chosen = [Chosen(corpus, keep_G) for corpus, keep_G in zip(corpora, keeps, strict=True)]
-    with Progress(f"{options.action} → {out}", sum(corpus.n_sentences for corpus in corpora), "sentences", quiet=options.quiet) as progress:
+    n_kept = sum(int(one.corpus.documents["n_sentences"].to_numpy()[one.keep_G].sum()) for one in chosen)
+    with Progress(f"{options.action} → {out}", n_kept, "sentences", quiet=options.quiet) as progress:
         manifest = derive(out, chosen, made_by, progress.advance)
     counts = {key: manifest[key] for key in ("n_documents", "n_sentences")}
     left_out = sum(corpus.n_documents for corpus in corpora) - manifest["n_documents"]
-    print(f"corpus {out}: {counts['n_documents']:,} documents, {counts['n_sentences']:,} sentences; {left_out:,} documents left out")
+    told = "" if options.action == "split" else f"; {left_out:,} documents left out"
+    print(f"corpus {out}: {counts['n_documents']:,} documents, {counts['n_sentences']:,} sentences{told}")
     return {"corpus": str(out), **counts, "n_left_out": left_out}
 
 
 def _convert(options: Options, corpus: Corpus) -> dict[str, Any]:
     from lsm.corpus.convert import to_parquet
-    from lsm.progress import Progress
+    from lsm.progress import Progress, say
 
     if options.out.exists():
         raise UserError(f"--out {options.out} is there already; choose another folder")
+    if not corpus.keeps_text:
+        say(f"corpus {corpus.path} keeps residual codes and no text: the column text will be empty", quiet=options.quiet)
     with Progress(f"convert → {options.out}", corpus.n_sentences, "sentences", quiet=options.quiet) as progress:
         names = to_parquet(corpus, options.out, precision=options.vectors, advance=progress.advance)
     n_bytes = sum((options.out / name).stat().st_size for name in names)

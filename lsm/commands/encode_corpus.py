@@ -64,8 +64,8 @@ class Options(CommonOptions):
     cap_characters: int = EncodeSettings.cap_characters
     """Longer sentences are split at clause boundaries."""
     context_sentences: int = EncodeSettings.context_sentences
-    """Sentences before each, of its document, that the encoder reads with it; only its own tokens make its vector. Such vectors know more
-    of what follows and are worded less well (docs/objectives.md); each takes as long as the sentences read."""
+    """Sentences before each, of its document, that the encoder reads with it; only its own tokens make its vector. Such vectors hold some
+    of what was read (docs/spaces.md). They can be trained on and judged; no prompt can be encoded so, no shipped decoder words them."""
     shard_rows: int = EncodeSettings.shard_rows
     """Sentences a shard holds."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -94,6 +94,10 @@ def run(options: Options) -> dict[str, Any]:
     if settings.context_sentences:
         if options.residual == "learned":
             raise UserError("--context-sentences: learned codes are made for sentences read alone; leave out one of the two")
+        if not info.reads_context:
+            raise UserError(
+                f"--context-sentences: encoder {info.name} reads each text by itself; name a transformer with mean pooling, such as minilm"
+            )
         info = replace(info, fingerprint=info.fingerprint | {"context_sentences": settings.context_sentences})
     recipe, residual = _residual(options, info)
     if options.device not in ("auto", info.device):

@@ -235,6 +235,10 @@ def encoder_of(options: Options, model: LatentTransformer) -> SentenceEncoder:
     from lsm.encode.encoder import load_encoder
     from lsm.errors import UserError
 
+    if model.config.encoder.get("context_sentences"):
+        raise UserError(
+            "--cloze and --wording: the model reads vectors of sentences in context, which are made by encode-corpus alone; leave them out"
+        )
     encoder = load_encoder(options.encoder or model.config.encoder["name"], device=options.device)
     if not same_space(encoder.fingerprint(), model.config.encoder):
         raise UserError(

@@ -109,6 +109,11 @@ def run(options: Options) -> dict[str, Any]:
     encoder = load_encoder(encoder_name, device=options.device)
     if not same_space(encoder.fingerprint(), wanted):
         found = encoder.fingerprint()
+        if wanted.get("context_sentences"):
+            raise UserError(
+                f"the run {options.model} plans vectors of sentences read in context; no prompt can be encoded so yet, and no decoder "
+                "words them; train on a corpus that was encoded without --context-sentences"
+            )
         raise UserError(
             f"--encoder {encoder_name} is {encoder_line(found)} [{fingerprint(found)}], but the run {options.model} was trained on vectors "
             f"of {encoder_line(wanted)} [{fingerprint(wanted)}]; give --encoder {wanted['name']}, or a folder with the same weights"

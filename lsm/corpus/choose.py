@@ -6,7 +6,7 @@ Shape letters: G documents.
 from __future__ import annotations
 
 import hashlib
-import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,8 +17,7 @@ from lsm.corpus.reader import Corpus
 from lsm.errors import UserError
 
 Advance = Callable[[int], None]
-_WORD = re.compile(r"[^\W_]+")
-_FEWEST_WORDS = 4
+_FEWEST_CHARACTERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class Criteria:
         if self.max_truncated is not None:
             document_S = np.repeat(np.arange(corpus.n_documents), n_sentences_G)
             cut_G = np.bincount(document_S, weights=corpus.column("truncated"), minlength=corpus.n_documents)
-            keep_G &= cut_G <= self.max_truncated * n_sentences_G
+            keep_G &= cut_G <= self.max_truncated * n_sentences_G + 1e-9
         return keep_G
 
 
@@ -77,7 +76,7 @@ def first_of_each_id(corpora: Sequence[Corpus]) -> tuple[list[np.ndarray], int]:
             if text != sha256:
                 raise UserError(
                     f"document {doc_id!r} has other text in {corpus.path} [{sha256[:16]}] than in {owner.path} [{text[:16]}]; "
-                    "leave it out of one of them: lsm corpus filter"
+                    "encode one of them from files of other names, or keep the others of its documents: lsm corpus filter --ids FILE"
                 )
             keep_G[number] = owner is corpus
         keeps.append(keep_G)
@@ -89,8 +88,9 @@ def without_repetitions(
 ) -> np.ndarray:
     """Documents of which less than the share `overlap` of the sentences stands in what was read before.
 
-    Sentences are compared by letters and digits; those with fewer than four words do not count, and a sentence that a document repeats
-    itself counts as new there. The hashes of all sentences are held in memory, about 100 bytes each.
+    Sentences are compared by their letters, marks and digits (NFKC, whatever the case); those with fewer than sixteen do not count, and a
+    sentence that a document repeats itself counts as new there. A document whose whole text was read before is left out in any case. The
+    hashes of all sentences are held in memory, about 100 bytes each.
 
     Args:
         overlap: 1.0 leaves out documents of which every counting sentence was read before.
@@ -100,17 +100,24 @@ def without_repetitions(
 
     Returns:
         bool [n_documents].
+
+    Raises:
+        UserError: a corpus that keeps residual codes and no text.
     """
+    for read in (corpus, *unlike):
+        if not read.keeps_text:
+            raise UserError(f"corpus {read.path} keeps no text to compare; encode it without --drop-text")
     seen: set[bytes] = set()
+    texts: set[str] = set()
     for other in unlike:
+        texts |= set(other.documents["text_sha256"].to_pylist())
         for _, hashes in _hashed(other):
             seen |= hashes
     keep_G = np.ones(corpus.n_documents, dtype=bool)
-    texts = set()
     for number, hashes in _hashed(corpus):
         sha256 = corpus.documents["text_sha256"][number].as_py()
         repeated = len(hashes & seen) / len(hashes) if hashes else 0.0
-        keep_G[number] = not (repeated >= overlap or (within and sha256 in texts))
+        keep_G[number] = not (repeated >= overlap or sha256 in texts)
         if within and keep_G[number]:
             texts.add(sha256)
             seen |= hashes
@@ -120,7 +127,12 @@ def without_repetitions(
 
 
 def _hashed(corpus: Corpus) -> Iterator[tuple[int, set[bytes]]]:
-    """Each document's number and the hashes of its sentences of four words or more."""
+    """Each document's number and the hashes of its sentences that are long enough to be compared."""
     for number in range(corpus.n_documents):
-        words = (_WORD.findall(text.casefold()) for text in corpus.texts(number))
-        yield number, {hashlib.blake2b(" ".join(some).encode(), digest_size=8).digest() for some in words if len(some) >= _FEWEST_WORDS}
+        bare = (_bare(text) for text in corpus.texts(number))
+        yield number, {hashlib.blake2b(text.encode(), digest_size=8).digest() for text in bare if len(text) >= _FEWEST_CHARACTERS}
+
+
+def _bare(text: str) -> str:
+    """What is compared of a sentence."""
+    return "".join(mark for mark in unicodedata.normalize("NFKC", text).casefold() if unicodedata.category(mark)[0] in "LMN")

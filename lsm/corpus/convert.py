@@ -58,7 +58,7 @@ def schema(corpus: Corpus, precision: Precision) -> pa.Schema:
 def tables(corpus: Corpus, shard: int, precision: Precision) -> Iterator[pa.Table]:
     """A shard's rows, some thousands at a time."""
     wanted = schema(corpus, precision)
-    first = sum(entry["n_sentences"] for entry in corpus.manifest["shards"][:shard])
+    first, _ = corpus.shard_rows(shard)
     _, sentences = corpus.shard_files(shard)
     sentences = sentences.set_column(0, "doc_id", sentences["doc_id"].cast(pa.string())).select(wanted.names[: len(SENTENCE_SCHEMA)])
     for start in range(0, len(sentences), _ROW_GROUP):

@@ -17,7 +17,7 @@ from lsm.corpus import format as layout
 from lsm.corpus.reader import Corpus
 from lsm.corpus.writer import read_done, write_manifest, write_shard_arrays
 from lsm.errors import UserError
-from lsm.files import TEMPORARY_SUFFIX, fingerprint, read_json, remove_leftovers, write_json
+from lsm.files import TEMPORARY_SUFFIX, fingerprint, read_json, remove_leftovers, sha256_file, write_json
 from lsm.lock import LOCK, only_writer
 
 
@@ -48,8 +48,12 @@ def derive(
         UserError: corpora of other vectors, codes or sentence boundaries; no document is left; the folder holds something else.
     """
     first = sources[0].corpus
-    for source in sources[1:]:
+    for source in sources:
         require_same_kind(first, source.corpus)
+        if (inside := source.corpus.path.resolve()) in (out.resolve(), *out.resolve().parents):
+            raise UserError(f"--out {out} lies inside the corpus {inside.name} that is read; choose a folder elsewhere")
+    if not any(source.corpus.n_documents for source in sources):
+        raise UserError(f"corpus {first.path} holds no document")
     if not any(source.keep_G.any() for source in sources):
         raise UserError(f"no document is left for --out {out}; choose less strictly")
     chosen = [fingerprint(np.flatnonzero(source.keep_G).tolist()) for source in sources]
@@ -87,11 +91,11 @@ def require_same_kind(one: Corpus, other: Corpus) -> None:
 def _claim(out: Path, record: dict[str, Any]) -> None:
     path = out / layout.DERIVED
     if path.exists():
-        if (there := read_json(path)) != record:
-            raise UserError(
-                f"{out} was made by {there.get('made_by')} of {there.get('sources')}, not by {record['made_by']} of {record['sources']}; "
-                "choose another --out"
-            )
+        there = read_json(path)
+        if there != record:
+            there = there if isinstance(there, dict) else {}
+            differing = [f"{key} {there.get(key)} there, {record[key]} now" for key in record if there.get(key) != record[key]]
+            raise UserError(f"{out} was made otherwise: {'; '.join(differing)}; choose another --out")
     elif strangers := [item.name for item in out.iterdir() if item.name != LOCK and not item.name.endswith(TEMPORARY_SUFFIX)]:
         raise UserError(f"--out {out} holds something else already ({strangers[0]}); choose another folder")
     for folder in (out, out / layout.SHARDS):
@@ -101,7 +105,14 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
 
 
 def _copy(corpus: Corpus, shard: int, keep_G: np.ndarray, out: Path, index: int) -> dict[str, Any]:
-    """Write the kept documents of a shard as shard `index` of `out`; its done record."""
+    """Write the kept documents of a shard as shard `index` of `out`; its done record. A damaged shard is not passed on."""
+    folder = layout.shard_folder(corpus.path, shard)
+    for name, sha256 in corpus.manifest["shards"][shard]["files"].items():
+        if not (folder / name).exists() or sha256_file(folder / name) != sha256:
+            raise UserError(
+                f"{folder / name} is missing or differs from its hash; delete {folder} and run the {layout.maker(corpus.path)} command "
+                "that made it again"
+            )
     arrays, sentences = corpus.shard_files(shard)
     documents = corpus.shard_documents(shard)
     lengths_G = documents["n_sentences"].to_numpy()

@@ -1,6 +1,6 @@
 """The corpus format: file names, parquet schemas, and what makes two encoders the same; reader and writer agree on it here.
 
-    corpus/ manifest.json plan.json documents.parquet
+    corpus/ manifest.json plan.json (or derived.json, where it was made of other corpora) documents.parquet
             shards/00000/ semantic.npy [residual.npy residual-more.npy] sentences.parquet documents.parquet done.json
 
 No file holds a time, a host name or a path, so the same input gives the same bytes anywhere.
@@ -83,6 +83,11 @@ def shard_name(index: int) -> str:
 def shard_folder(corpus: Path, index: int) -> Path:
     """Where shard `index` of a corpus lies."""
     return corpus / SHARDS / shard_name(index)
+
+
+def maker(corpus: Path) -> str:
+    """The command that made a corpus and mends it when it is run again."""
+    return "lsm corpus" if (corpus / DERIVED).exists() else "encode-corpus"
 
 
 def semantic_part(dim: int) -> dict[str, Any]:

@@ -47,8 +47,10 @@ class Corpus:
         if not path.is_dir():
             raise UserError(f"corpus {path} does not exist; make it with: lsm encode-corpus INPUT --out {path}")
         if not (path / layout.MANIFEST).exists():
-            if (path / layout.PLAN).exists():
-                raise UserError(f"corpus {path} is unfinished (no {layout.MANIFEST}); run its encode-corpus command again to finish it")
+            if (path / layout.PLAN).exists() or (path / layout.DERIVED).exists():
+                raise UserError(
+                    f"corpus {path} is unfinished (no {layout.MANIFEST}); run its {layout.maker(path)} command again to finish it"
+                )
             raise UserError(f"{path} is not a corpus (no {layout.MANIFEST}); make one with: lsm encode-corpus INPUT --out DIR")
         manifest = read_json(path / layout.MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != layout.FORMAT:
@@ -195,8 +197,12 @@ class Corpus:
 
     def shard_documents(self, shard: int) -> pa.Table:
         """The rows of the table of documents that lie in a shard."""
-        before = [entry["n_documents"] for entry in self.manifest["shards"][: shard + 1]]
-        return self.documents.slice(sum(before[:-1]), before[-1])
+        start, stop = np.searchsorted(self.documents["shard"].to_numpy(), [shard, shard + 1])
+        return self.documents.slice(int(start), int(stop - start))
+
+    def shard_rows(self, shard: int) -> tuple[int, int]:
+        """Rows [start, stop) of the corpus that lie in a shard."""
+        return int(self._shard_starts[shard]), int(self._shard_starts[shard + 1])
 
     def shard_files(self, shard: int) -> tuple[dict[str, np.ndarray], pa.Table]:
         """A shard as it is stored: its arrays by file name, memory-mapped, and its table of sentences."""
@@ -298,5 +304,5 @@ class Corpus:
         reason = " ".join(str(why).split())[:200]
         return UserError(
             f"{path} is damaged or missing ({reason}); see `lsm inspect {self.path} --verify`, "
-            "then delete its shard folder and run encode-corpus again"
+            f"then delete its shard folder and run its {layout.maker(self.path)} command again"
         )

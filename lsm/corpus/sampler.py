@@ -86,14 +86,18 @@ class ArrayDocuments:
         return self._columns[name]
 
 
-def split_documents(doc_ids: Sequence[str], held_out_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def split_documents(doc_ids: Sequence[str], held_out_fraction: float, *, salt: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the training and of the held-out documents.
 
     A document is held out when the hash of its id falls below the fraction: the choice does not depend on order, corpus or seed, and stays
     when documents are appended. Where nothing falls below (a small corpus), the document with the smallest hash is held out; where all
     do, the one with the largest is trained on.
+
+    Args:
+        salt: stands before each id. What a split leaves has its hashes above the fraction: to split it again, take another salt.
     """
-    hashes = np.array([int.from_bytes(hashlib.sha256(i.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64 for i in doc_ids])
+    keys = [(salt + doc_id).encode("utf-8", "surrogatepass") for doc_id in doc_ids]
+    hashes = np.array([int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64 for key in keys])
     held_out = hashes < held_out_fraction
     if held_out_fraction > 0 and len(hashes) > 1:
         if not held_out.any():

@@ -36,7 +36,7 @@ def verify(corpus: Corpus, advance: Callable[[int], None] = lambda n: None, read
     if not table.exists() or sha256_file(table) != corpus.manifest["documents_sha256"]:
         raise UserError(
             f"{table} is missing or differs from its hash in {layout.MANIFEST}; "
-            f"delete {corpus.path / layout.MANIFEST} and run encode-corpus again"
+            f"delete {corpus.path / layout.MANIFEST} and run its {layout.maker(corpus.path)} command again"
         )
     require_planned_code(corpus)
     n_documents = 0
@@ -46,7 +46,10 @@ def verify(corpus: Corpus, advance: Callable[[int], None] = lambda n: None, read
         n_documents += entry["n_documents"]
         advance(entry["n_sentences"])
     if n_documents != corpus.n_documents or int(corpus.starts[-1]) != corpus.n_sentences:
-        raise UserError(f"{corpus.path / layout.MANIFEST}: its counts contradict its shards; delete it and run encode-corpus again")
+        raise UserError(
+            f"{corpus.path / layout.MANIFEST}: its counts contradict its shards; "
+            f"delete it and run its {layout.maker(corpus.path)} command again"
+        )
 
 
 def require_planned_code(corpus: Corpus) -> None:
@@ -68,7 +71,7 @@ def require_whole_shard(corpus: Corpus, index: int, read: Callable[[], list[str]
     if problem := shard_problem(corpus.path, index, corpus.dim, read) or _differs_from_manifest(corpus, index):
         raise UserError(
             f"{corpus.path} is not whole: shard {corpus.manifest['shards'][index]['name']}: {problem}; "
-            f"delete {layout.shard_folder(corpus.path, index)} and run the encode-corpus command that made it again"
+            f"delete {layout.shard_folder(corpus.path, index)} and run the {layout.maker(corpus.path)} command that made it again"
         )
 
 

@@ -153,7 +153,7 @@ def write_manifest(
             done = read_done(corpus, index)
             if done is None:
                 folder = layout.shard_folder(corpus, index)
-                raise UserError(f"{folder} is missing; run the encode-corpus command (or --append) that made it again")
+                raise UserError(f"{folder} is missing; run the {layout.maker(corpus)} command that made it again")
             writer.write_table(pq.read_table(layout.shard_folder(corpus, index) / layout.DOCUMENTS, schema=layout.DOCUMENT_SCHEMA))
             shards.append({"name": layout.shard_name(index), **done})
     manifest = {

@@ -64,6 +64,8 @@ class EncoderInfo:
     """Why this device and this dtype."""
     fits: Callable[[str], bool] | None
     """Whether a text is within the token limit; None when only the loaded model could tell."""
+    reads_context: bool = False
+    """Whether it can read what stands before a text (`encode_in_context`)."""
 
 
 def load_encoder(name: str, *, device: str = "auto", precision: Precision = "auto") -> SentenceEncoder:
@@ -98,7 +100,7 @@ def encoder_info(name: str, *, device: str = "auto", precision: Precision = "aut
     if model.why_not_fast is not None:
         encoder = load_encoder(name, device=device, precision=precision)
         return EncoderInfo(name, encoder.fingerprint(), str(chosen), f"{why}; by sentence-transformers: {model.why_not_fast}", None)
-    return EncoderInfo(name, model.fingerprint(dtype), str(chosen), why, model.fits())
+    return EncoderInfo(name, model.fingerprint(dtype), str(chosen), why, model.fits(), reads_context=model.pooling == "mean")
 
 
 def choose_precision(device: str, precision: Precision) -> tuple[Any, str, str]:

@@ -30,6 +30,8 @@ from lsm.files import TEMPORARY_SUFFIX, read_json, remove_leftovers
 from lsm.lock import LOCK, only_writer
 from lsm.progress import Progress, duration, say
 
+_CHARACTERS_A_TOKEN = 32
+"""More than nearly any token has."""
 GPU_WORKERS = 2
 """Processes that share one GPU: while one tokenises, the other computes."""
 
@@ -113,6 +115,10 @@ def _opened(job: EncodeJob) -> tuple[RunPlan, int]:
     on_disk = RunPlan.load(job.out)
     if on_disk is None:
         strangers = [path.name for path in job.out.iterdir() if path.name != LOCK and not path.name.endswith(TEMPORARY_SUFFIX)]
+        if layout.DERIVED in strangers:
+            raise UserError(
+                f"--out {job.out} was made by lsm corpus; encode into another folder, and put the two together: lsm corpus merge"
+            )
         if strangers:
             raise UserError(f"--out {job.out} is neither empty nor a corpus (it holds {strangers[0]}); choose another folder")
         if job.resume == "must":
@@ -183,8 +189,8 @@ def _texts(shard: CutShard, plan: RunPlan) -> tuple[list[str], list[str] | None]
     """A shard's sentences, and what stands before each where the encoder reads it."""
     assert shard.documents is not None
     documents = [[sentence.text for sentence in document.sentences] for document in shard.documents]
-    n = int(plan.encoder.get("context_sentences", 0))
-    return [text for sentences in documents for text in sentences], texts_before(documents, n) if n else None
+    texts, n = [text for sentences in documents for text in sentences], int(plan.encoder.get("context_sentences", 0))
+    return texts, texts_before(documents, n, longest=_CHARACTERS_A_TOKEN * int(plan.encoder["max_tokens"])) if n else None
 
 
 def _begin_stage(job: EncodeJob, plan: RunPlan, cutter: Cutter) -> None:

@@ -64,7 +64,7 @@ class TransformerEncoder:
         return EncodedBatch(vectors, n_tokens, truncated)
 
     def encode_in_context(self, texts: Sequence[str], before: Sequence[str]) -> EncodedBatch:
-        """Vectors [B, D] of texts that are each read after the text `before` them, pooled over their own tokens only.
+        """Vectors [B, D] of texts that are each read after the text `before` them, pooled over their own tokens and the special ones.
 
         What stands before is cut at its beginning where both together exceed the token limit; a text with nothing before it gets the
         vector of `encode`. `n_tokens` and `truncated` are of the text itself. The vectors are known as late chunking (Günther et al. 2024).
@@ -76,11 +76,13 @@ class TransformerEncoder:
             raise UserError(f"encoder {self.name} takes the vector of its first token; vectors in context need mean pooling")
         found = self._tokenizer.encode_batch(list(texts))
         self._tokenizer.no_truncation()
-        earlier = [encoding.ids for encoding in self._tokenizer.encode_batch(list(before), add_special_tokens=False)]
-        self._tokenizer.enable_truncation(self.max_tokens)
+        try:
+            earlier = [encoding.ids for encoding in self._tokenizer.encode_batch(list(before), add_special_tokens=False)]
+        finally:
+            self._tokenizer.enable_truncation(self.max_tokens)
         ids, passed_over = [], []
         for encoding, read in zip(found, earlier, strict=True):
-            first = [*encoding.special_tokens_mask, 0].index(0)  # behind the token that opens a text
+            first = 1 if encoding.special_tokens_mask[0] else 0  # behind the token that opens a text
             kept = read[max(len(read) - (self.max_tokens - len(encoding.ids)), 0) :]
             ids.append(encoding.ids[:first] + kept + encoding.ids[first:])
             passed_over.append(slice(first, first + len(kept)))

@@ -185,7 +185,7 @@ def _encode(loaded: _Loaded, task: _Texts) -> EncodedBatch:
 
 
 def _probe(loaded: _Loaded, texts: _Texts) -> float:
-    _encode(loaded, texts[: len(texts) // 3])
+    _encode(loaded, texts[: max(1, len(texts) // 3)])
     start = time.perf_counter()
     _encode(loaded, texts)
     return len(texts) / max(time.perf_counter() - start, 1e-9)

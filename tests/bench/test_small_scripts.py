@@ -90,10 +90,16 @@ def test_every_space_is_worded_by_what_it_has(load_script: Callable[[str], Modul
 def test_spaces_in_context_are_of_the_same_sentences(load_script: Callable[[str], ModuleType], run_cli, tmp_path: Path) -> None:
     script = load_script("bench_spaces")
     (tmp_path / "a.txt").write_text("One thing happened, after which there were many others. Then another did. All was well.")
-    for name, more in (("plain", []), ("other", ["--cap-characters", "20"])):
+    for name, more in (("plain", []), ("other", ["--cap-characters", "20"]), ("same", [])):
         assert run_cli("encode-corpus", tmp_path / "a.txt", "--out", tmp_path / name, "--encoder", "stub", "--quiet", *more).code == 0
-    plain, other = tmp_path / "plain", tmp_path / "other"
-    found = script.corpora(script.Options(train=plain, judge=plain, out=tmp_path, in_context=plain, judge_in_context=plain))
+    plain, other, same = tmp_path / "plain", tmp_path / "other", tmp_path / "same"
+    with pytest.raises(UserError, match="holds sentences read alone"):
+        script.corpora(script.Options(train=plain, judge=plain, out=tmp_path, in_context=same, judge_in_context=same))
+    for path in (other, same):
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["encoder"]["context_sentences"] = 2
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    found = script.corpora(script.Options(train=plain, judge=plain, out=tmp_path, in_context=same, judge_in_context=same))
     assert list(found) == [*script.SPACES, script.IN_CONTEXT]
     with pytest.raises(UserError, match="holds other sentences than"):
         script.corpora(script.Options(train=plain, judge=plain, out=tmp_path, in_context=other, judge_in_context=plain))

@@ -65,4 +65,6 @@ def test_evaluate_words_and_judges(
     assert "judged by the LM that writes them" in outcome.stderr and "nats a token" in outcome.stdout
     assert all(np.isfinite(row["mutual_information"]) for row in found["rows"])
     assert rows["model"]["l2_round_trip_gap"] == pytest.approx(rows["model"]["l2"] - rows["model"]["l2_round_trip"], abs=1e-6)
-    assert "l2" not in rows[wording.TRUTH] and "l2" not in rows[wording.TRUE_VECTOR]
+    assert "l2" not in rows[wording.TRUTH] and rows[wording.TRUE_VECTOR]["l2"] == pytest.approx(0, abs=2e-3)
+    for row in (rows["model"], rows[wording.TRUE_VECTOR]):  # the mean of √(2 − 2cos) is at most that of the mean cosine
+        assert 0 < row["l2_round_trip"] <= (2 - 2 * row["cosine"]) ** 0.5 + 1e-6

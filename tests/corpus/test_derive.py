@@ -18,6 +18,7 @@ from lsm.corpus.derive import Chosen, derive
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import split_documents
 from lsm.corpus.verify import verify
+from lsm.errors import UserError
 from lsm.files import atomic_folder
 
 TEXTS = {
@@ -57,7 +58,7 @@ def content(corpus: Corpus) -> dict[str, tuple]:
 def test_split_and_merged_is_the_same(run_cli: Callable, corpus: Corpus, tmp_path: Path) -> None:
     assert run_cli("corpus", "split", corpus.path, "--out", tmp_path / "parts", "--held-out-fraction", "0.4").code == 0
     parts = [tmp_path / "parts" / name for name in ("train", "held-out")]
-    numbers = split_documents(corpus.doc_ids, 0.4)
+    numbers = split_documents(corpus.doc_ids, 0.4, salt="lsm corpus split ")
     assert [Corpus.open(part).doc_ids for part in parts] == [[corpus.doc_ids[n] for n in some] for some in numbers]
     outcome = run_cli("corpus", "merge", *parts, parts[0], "--out", tmp_path / "whole")
     assert outcome.code == 0 and f"{len(numbers[0])} documents left out" in outcome.stdout
@@ -146,6 +147,13 @@ def test_criteria(corpus: Corpus) -> None:
 
     assert kept() == 5 and kept(min_sentences=2) == 3 and kept(max_sentences=1) == 2 and kept(min_sentences=3, max_sentences=3) == 2
     assert kept(source="city*") == 1 and kept(doc_ids=frozenset(corpus.doc_ids[:2])) == 2 and kept(max_truncated=0.0) == 5
+    read = corpus.column
+
+    def column(name: str) -> np.ndarray:  # as if the encoder had cut the first sentence of every document
+        return np.isin(np.arange(corpus.n_sentences), corpus.starts) if name == "truncated" else read(name)
+
+    corpus.column = column  # type: ignore[method-assign]
+    assert kept(max_truncated=0.0) == 0 and kept(max_truncated=1 / 3) == 3 and kept(max_truncated=1.0) == 5
 
 
 def test_parquet_holds_every_row(run_cli: Callable, corpus: Corpus, tmp_path: Path) -> None:
@@ -196,4 +204,59 @@ def test_what_does_not_go_together_is_refused(run_cli: Callable, corpus: Corpus,
     assert (taken / "mine.txt").read_text() == "x"
     assert run_cli("corpus", "merge", corpus.path, "--out", tmp_path / "made").code == 0
     outcome = run_cli("corpus", "filter", corpus.path, "--min-sentences", "2", "--out", tmp_path / "made")
-    assert outcome.code == 2 and "was made by" in outcome.stderr
+    assert outcome.code == 2 and "was made otherwise" in outcome.stderr
+
+
+def test_what_is_left_of_a_split_can_be_split_again() -> None:
+    ids = [f"document {number}" for number in range(2000)]
+    left = [ids[number] for number in split_documents(ids, 0.1, salt="lsm corpus split ")[0]]
+    assert 60 < len(split_documents(left, 0.05)[1]) < 130, "by the hash of lsm pretrain it is as if it had never been split"
+
+
+def test_damage_is_not_passed_on(run_cli: Callable, corpus: Corpus, tmp_path: Path) -> None:
+    path = corpus.path / "shards" / "00001" / "semantic.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    outcome = run_cli("corpus", "merge", corpus.path, "--out", tmp_path / "merged")
+    assert outcome.code == 2 and "00001/semantic.npy is missing or differs from its hash" in outcome.stderr
+    assert "is unfinished" in run_cli("corpus", "convert", tmp_path / "merged", "--out", tmp_path / "out").stderr
+
+
+def test_other_scripts_and_short_documents_are_compared(run_cli: Callable, tmp_path: Path) -> None:
+    lake = "湖在那一年很早就结冰了，没有人记得这样的冬天，船都冻在冰里。后来终于来了一场融雪的春天，湖水又流动起来了。"
+    corpus = encoded(run_cli, tmp_path, "corpus", {"lake": lake, "answers": "Yes. No."})
+    copied = encoded(run_cli, tmp_path, "held-out", {"other": f"{lake}又有一句别的话说在这里，它是全新的一句话。", "same": "Yes. No."})
+    assert not without_repetitions(corpus, 0.5, unlike=[copied], within=False).any()
+    assert not without_repetitions(corpus, 0.5, unlike=[corpus]).any() and without_repetitions(corpus, 0.5).all()
+
+
+def test_where_it_may_not_be_written(run_cli: Callable, corpus: Corpus, tmp_path: Path) -> None:
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\ufeff" + corpus.doc_ids[0] + "\r\n" + corpus.doc_ids[1] + "\r\n", encoding="utf-8")
+    assert run_cli("corpus", "filter", corpus.path, "--ids", ids, "--out", tmp_path / "two").code == 0
+    assert Corpus.open(tmp_path / "two").doc_ids == corpus.doc_ids[:2]
+    ids.write_text(corpus.doc_ids[2])
+    outcome = run_cli("corpus", "filter", corpus.path, "--ids", ids, "--out", tmp_path / "two")
+    assert outcome.code == 2 and "was made otherwise: made_by" in outcome.stderr
+    for out in (corpus.path, corpus.path / "parts", corpus.path / "shards" / "00009"):
+        outcome = run_cli("corpus", "split", corpus.path, "--out", out)
+        assert outcome.code == 2 and "lies inside the corpus" in outcome.stderr
+    outcome = run_cli("encode-corpus", tmp_path / "corpus-texts", "--out", tmp_path / "two", "--encoder", "stub", "--append")
+    assert outcome.code == 2 and "lsm corpus merge" in outcome.stderr
+
+
+def test_stopped_before_its_manifest_it_goes_on(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = Chosen(corpus, np.ones(corpus.n_documents, dtype=bool))
+
+    def dies(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_manifest", dies)
+        with pytest.raises(KeyboardInterrupt):
+            derive(tmp_path / "out", [everything], {"action": "test"})
+    with pytest.raises(UserError, match="run its lsm corpus command again"):
+        Corpus.open(tmp_path / "out")
+    derive(tmp_path / "out", [everything], {"action": "test"})
+    assert content(Corpus.open(tmp_path / "out")) == content(corpus)

@@ -9,10 +9,10 @@ import pytest
 
 from lsm.corpus.format import same_space
 from lsm.corpus.reader import Corpus
+from lsm.encode import worker
 from lsm.encode.contextual import texts_before
-from lsm.encode.encoder import load_encoder
+from lsm.encode.encoder import EncodedBatch, load_encoder
 from lsm.encode.transformer_encoder import TransformerEncoder
-from lsm.files import write_json
 
 TEXTS = ["He refused to come.", "It was the coldest winter that anyone remembered, and the river froze.", "He refused to come."]
 BEFORE = ["The king asked the miller to court.", "", "The dog was called to its supper. " * 60]
@@ -72,6 +72,23 @@ def test_a_corpus_in_context(run_cli, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_in_context(run_cli, tmp_path: Path, options: list[str], message: str) -> None:
-    write_json(tmp_path / "a.txt", "The king asked. He refused.")
+    (tmp_path / "a.txt").write_text("The king asked. He refused.")
     code, _, err = run_cli("encode-corpus", tmp_path / "a.txt", "--out", tmp_path / "out", "--quiet", *options)
-    assert code == 2 and message in err
+    assert code == 2 and message in err and not (tmp_path / "out").exists()
+
+
+def test_what_stands_before_reaches_the_encoder_with_its_text() -> None:
+    class Echo:
+        """A vector that tells how long the text and what stands before it are."""
+
+        name = "echo"
+
+        def encode_in_context(self, texts: list[str], before: list[str]) -> EncodedBatch:
+            assert texts
+            pairs = np.array([[len(text), len(earlier)] for text, earlier in zip(texts, before, strict=True)], np.float32)
+            return EncodedBatch(pairs, np.ones(len(texts), np.int32), np.zeros(len(texts), bool))
+
+    loaded = worker._Loaded(Echo(), None)  # type: ignore[arg-type]
+    task = worker._Texts(["a", "bb"], ["", "a"])
+    assert worker._encode(loaded, task).vectors.tolist() == [[1, 0], [2, 1]] and worker._probe(loaded, task) > 0
+    assert texts_before([["one", "two", "three"]], 5, longest=4) == ["", "one", " two"]
