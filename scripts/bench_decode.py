@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--no-repeat", type=int, default=3)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 32, 250, 8, 1])
-    parser.add_argument("--rows", type=int, default=128, help="rows that ours takes at once, as the prefix decoder does")
+    parser.add_argument("--rows", type=int, default=256, help="rows that ours takes at once, as the prefix decoder does")
     parser.add_argument("--adapter")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

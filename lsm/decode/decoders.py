@@ -21,7 +21,7 @@ from lsm.lm.frozen import FrozenLM, same_lm
 from lsm.lm.generation import Beside, Bias, Sampling, row_seed
 from lsm.lm.lora import attach_lora, detach_lora, has_lora
 
-_ROWS_AT_ONCE = 128
+_ROWS_AT_ONCE = 256
 WARM, _TOP_P = 0.7, 0.95
 """Temperature at which words are drawn where a vector is to be said in more than one way, and the share of probability drawn from."""
 
