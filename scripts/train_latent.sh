@@ -14,12 +14,12 @@ shift 2
 root=$(dirname "$0")/..
 device=(--device cuda)
 adapter=(${ADAPTER:+--adapter "$ADAPTER"})
-short=() few_words=(--objectives.words-sentences 256)
+short=() few_words=(--objectives.words-sentences 256) places=100
 if [[ ${DRY_RUN:-0} != 0 ]]; then
     device=(--device cpu)
     short=(--steps 2 --eval-every 2 --save-every 2 --optimizer.warmup-steps 1 --accumulate 1 --data.batch-sentences 256)
     short+=(--data.eval-sentences 256 --data.held-out-fraction 0.2 --model.hidden 64 --model.layers 1 --model.heads 4)
-    few_words=(--objectives.words-sentences 4)
+    few_words=(--objectives.words-sentences 4) places=3
 fi
 
 corpus=${CORPUS:-$out/corpus}
@@ -27,7 +27,7 @@ corpus=${CORPUS:-$out/corpus}
 lsm encode-corpus "$judged" --out "$out/judged" --encoder "${ENCODER:-minilm}" "${device[@]}"
 train() { # NAME CONFIG OVERRIDE...
     lsm pretrain --corpus "$corpus" --out "$out/$1" --config "$root/configs/$2" "${device[@]}" "${short[@]}" "${@:3}"
-    lsm evaluate "$out/$1" --corpus "$out/judged" --train-corpus "$corpus" --wording 100 "${adapter[@]}" --json "$out/$1.json" "${device[@]}"
+    lsm evaluate "$out/$1" --corpus "$out/judged" --train-corpus "$corpus" --wording "$places" "${adapter[@]}" --json "$out/$1.json" "${device[@]}"
 }
 train 25m latent-25m.yaml
 [[ -d $out/packed ]] || python "$root/scripts/pack_latent.py" "$out/25m" --out "$out/packed" --scores "$out/25m.json"
