@@ -48,7 +48,7 @@ class Options(CommonOptions):
     """convert: precision of the vectors in parquet; corpora hold float16."""
 
 
-_SPLIT_SALT = "lsm corpus split "
+SPLIT_SALT = "lsm corpus split "
 _OF_ACTION = {
     "split": ("held_out_fraction",),
     "filter": ("min_sentences", "max_sentences", "max_truncated", "source", "ids", "unlike", "overlap"),
@@ -140,7 +140,7 @@ def _split(options: Options, corpus: Corpus) -> dict[str, Any]:
         raise UserError(f"corpus {corpus.path} holds {corpus.n_documents} documents; a split wants two or more")
     found: dict[str, Any] = {}
     for name, numbers in zip(
-        ("train", "held-out"), split_documents(corpus.doc_ids, options.held_out_fraction, salt=_SPLIT_SALT), strict=True
+        ("train", "held-out"), split_documents(corpus.doc_ids, options.held_out_fraction, salt=SPLIT_SALT), strict=True
     ):
         keep_G = np.zeros(corpus.n_documents, dtype=bool)
         keep_G[numbers] = True

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lsm.commands.corpus import SPLIT_SALT
 from lsm.corpus import derive as module
 from lsm.corpus.choose import Criteria, without_repetitions
 from lsm.corpus.derive import Chosen, derive
@@ -58,7 +59,7 @@ def content(corpus: Corpus) -> dict[str, tuple]:
 def test_split_and_merged_is_the_same(run_cli: Callable, corpus: Corpus, tmp_path: Path) -> None:
     assert run_cli("corpus", "split", corpus.path, "--out", tmp_path / "parts", "--held-out-fraction", "0.4").code == 0
     parts = [tmp_path / "parts" / name for name in ("train", "held-out")]
-    numbers = split_documents(corpus.doc_ids, 0.4, salt="lsm corpus split ")
+    numbers = split_documents(corpus.doc_ids, 0.4, salt=SPLIT_SALT)
     assert [Corpus.open(part).doc_ids for part in parts] == [[corpus.doc_ids[n] for n in some] for some in numbers]
     outcome = run_cli("corpus", "merge", *parts, parts[0], "--out", tmp_path / "whole")
     assert outcome.code == 0 and f"{len(numbers[0])} documents left out" in outcome.stdout
@@ -209,7 +210,7 @@ def test_what_does_not_go_together_is_refused(run_cli: Callable, corpus: Corpus,
 
 def test_what_is_left_of_a_split_can_be_split_again() -> None:
     ids = [f"document {number}" for number in range(2000)]
-    left = [ids[number] for number in split_documents(ids, 0.1, salt="lsm corpus split ")[0]]
+    left = [ids[number] for number in split_documents(ids, 0.1, salt=SPLIT_SALT)[0]]
     assert 60 < len(split_documents(left, 0.05)[1]) < 130, "by the hash of lsm pretrain it is as if it had never been split"
 
 
