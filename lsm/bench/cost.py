@@ -32,6 +32,7 @@ class Bench:
     """One call of the bench: what is measured, and on what."""
 
     settings: CostSettings
+    systems: Sequence[str]
     text: Text
     lengths: Sequence[int]
     vocabulary: int
@@ -68,8 +69,7 @@ class Bench:
             for length in sorted(self.lengths)
             for system in SYSTEMS
             for kind in PASSES
-            if system in self.settings.named_systems
-            and not (system == "latent-encoding-decoding" and (kind == "training" or not self.decoder))
+            if system in self.systems and not (system == "latent-encoding-decoding" and (kind == "training" or not self.decoder))
         ]
 
     def asked(self, system: str, kind: str, length: int) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Bench:
             "device": self.device,
             "threads": self.threads,
             "dtype": ", ".join(sorted(dtypes)),
-            "settings": to_dict(self.settings),
+            "settings": to_dict(self.settings) | {"systems": list(self.systems)},
             "encoder": self.encoder,
             "parameters": self.estimate.parameters(),
             "limit_seconds": self.limit_seconds,

