@@ -36,6 +36,7 @@ from lsm.files import atomic_write, sha256_file, write_json
 from lsm.latent.anchor import BEST_DECAY
 from lsm.latent.heads import VectorSampling
 from lsm.latent.pretrain import Pretraining
+from lsm.latent.saved import WEIGHTS, locate
 from lsm.latent.settings import OBJECTIVES, PretrainSettings
 from lsm.latent.transformer import LatentTransformer
 from lsm.lm.frozen import FrozenLM
@@ -113,6 +114,8 @@ class Options:
     seeds: str = "0"
     repeated: str = ""
     """Variants to train with every one of the seeds; default: all."""
+    also: tuple[str, ...] = ()
+    """Further runs to judge beside them, such as fine-tunes (lsm pretrain --start-from): NAME=RUN."""
     cloze: Path | None = None
     """Stories with two endings."""
     limit_documents: int | None = None
@@ -139,7 +142,7 @@ def settings_of(variant: str, base: PretrainSettings) -> PretrainSettings:
 
 
 def train(options: Options, device: torch.device) -> dict[str, Path]:
-    """Train what is not trained yet; label → run folder."""
+    """Train what is not trained yet; label → run folder, `--also` included."""
     base, runs = load_settings(PretrainSettings, options.config), {}
     if base.data.space != "semantic":
         raise UserError(f"--config {options.config}: data.space {base.data.space}; the table compares objectives in the semantic space")
@@ -156,7 +159,17 @@ def train(options: Options, device: torch.device) -> dict[str, Path]:
         task = Pretraining.on_corpus(options.train, settings, lexical_lm=lexical_lm, seed=seed, device=device)
         Trainer(task, settings, run, seed=seed).train()
         runs[label] = run
+    for name, _, path in (pair.partition("=") for pair in options.also):
+        if not path or name in runs:
+            raise UserError(f"--also {' '.join(options.also)}: give NAME=RUN, with a name that no variant has")
+        runs[name] = Path(path)
     return runs
+
+
+def _trained_as(label: str, run: Path) -> dict[str, Any] | str:
+    """What tells one training from another: a variant's weights, or what a further run holds."""
+    variant = VARIANTS.get(label.partition(_SEED)[0])
+    return asdict(variant) if variant else sha256_file(locate(run) / WEIGHTS)
 
 
 def predictors_of(runs: Mapping[str, Path], judged: Documents, device: torch.device, temperature: float) -> dict[str, Predictor]:
@@ -275,7 +288,7 @@ def main(options: Options) -> None:
         "config": to_dict(load_settings(PretrainSettings, options.config)),
     }
     asked |= {
-        "runs": {label: [run.name, asdict(VARIANTS[label.partition(_SEED)[0]])] for label, run in runs.items()},
+        "runs": {label: [run.name, _trained_as(label, run)] for label, run in runs.items()},
         "resamples": options.resamples,
     }
     asked |= {

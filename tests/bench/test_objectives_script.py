@@ -61,6 +61,11 @@ def test_runs_share_a_scoreboard_and_are_kept(script: ModuleType, tmp_path: Path
     script.main(options)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")} == written
     assert "| infonce + energy, one sample |" in (tmp_path / "out/objectives.md").read_text()
+    options.also, options.out = (f"again={tmp_path / 'out/runs/mse-0'}",), tmp_path / "beside"
+    options.variants, options.seeds, options.cloze = "mse", "0", None
+    script.main(options)
+    rows = {row["predictor"]: row for row in json.loads((tmp_path / "beside/made-up.json").read_text())["results"]["rows"]}
+    assert rows["again"] | {"predictor": "mse"} == rows["mse"]
     options.variants = "mse,hope"
     with pytest.raises(UserError, match="hope"):
         script.main(options)
