@@ -378,7 +378,7 @@ def bits_flipped_before_the_end(world: World) -> list[Row]:
 
 
 def bits_flipped_at_random(world: World) -> list[Row]:
-    """One random bit of one random file (each as likely as any other, but plan.json: see `plan_damaged`), then verify, then the same command."""
+    """One random bit of one random file (any but plan.json, for which see `plan_damaged`), then verify, then the same command."""
     generator = random.Random(0)
     sizes = {name: (world.folder / WHOLE / name).stat().st_size for name in sorted(world.whole) if name != "plan.json"}
     names = generator.choices(list(sizes), k=world.options.flips)
@@ -581,9 +581,9 @@ def input_changes_while_read(world: World) -> list[Row]:
 
 
 CASES = {case.__name__: case for case in (
-    killed_at_random, crashed_before_every_step, signalled, worker_lost, disk_filled, file_size_limited, folder_read_only, bits_flipped,
-    bits_flipped_before_the_end, bits_flipped_at_random, plan_damaged, appended_corpus_damaged, two_writers, input_changed, settings_changed,
-    input_changes_while_read,
+    killed_at_random, crashed_before_every_step, signalled, worker_lost, disk_filled, file_size_limited, folder_read_only,
+    bits_flipped, bits_flipped_before_the_end, bits_flipped_at_random, plan_damaged, appended_corpus_damaged, two_writers,
+    input_changed, settings_changed, input_changes_while_read,
 )}  # fmt: skip
 
 
