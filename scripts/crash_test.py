@@ -121,6 +121,7 @@ def main() -> int:
     if any(folder.iterdir()):
         parser.error(f"{folder} is not empty")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that mounts go
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all processes from here
     world = prepared(folder, options)
     begin = time.monotonic()
     chosen = [case for name, case in CASES.items() if options.only in name]
