@@ -96,8 +96,8 @@ def _differs_from_plan(corpus: Corpus, keys: Sequence[str]) -> str | None:
     if not path.exists():
         return None
     try:
-        plan = read_json(path)
-    except UserError:
+        plan = dict(read_json(path))
+    except (UserError, TypeError, ValueError):
         return f"{layout.PLAN} is not JSON: restore it, for nothing can be added or mended without it"
     for key in keys:
         here, there = corpus.manifest[key] or {}, plan.get(key) or {}

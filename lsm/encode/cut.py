@@ -107,7 +107,8 @@ class Cutter:
                     carried = None
                     filled.append(document)
                     rows += len(document.sentences)
-                if state.entry and content_sha256((one.doc_id, one.text_sha256) for one in filled) != state.entry["content_sha256"]:
+                there = (state.entry or {}).get("content_sha256")
+                if there and content_sha256((one.doc_id, one.text_sha256) for one in filled) != there:
                     raise UserError(f"{self._differs_from(index)}; {WAY_OUT}")
                 if not filled:
                     return

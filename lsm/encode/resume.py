@@ -78,7 +78,7 @@ def open_corpus(out: Path, wanted: RunPlan, *, resume: Resume, append: bool, thr
     states = shard_states(out, threads=threads)
     for index, state in enumerate(states):
         if state.problem:
-            say(f"shard {layout.shard_name(index)} of {out}: {state.problem}; it will be encoded again", quiet=quiet)
+            say(f"shard {layout.shard_name(index)} of {out}: {state.problem}; it is to be encoded again", quiet=quiet)
     manifest = readable_manifest(out)
     if manifest and isinstance(version := manifest.get("format_version"), int) and version > layout.FORMAT_VERSION:
         raise UserError(

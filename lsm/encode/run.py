@@ -107,7 +107,8 @@ def _finished(job: EncodeJob, opened: Opened, first_shard: int, n_shards: int, w
     table = job.out / layout.DOCUMENTS
     if not written.shards and opened.manifest and table.exists():
         records = [state.done for state in opened.states[:n_shards] if state.done]
-        if manifest_of(records, sha256_file(table), plan.encoder, plan.segmentation, **how) == opened.manifest:
+        # An old manifest says nothing of the text: it is not written again for that, or the corpus would have another fingerprint.
+        if manifest_of(records, sha256_file(table), plan.encoder, plan.segmentation, **how) == {"text": "kept"} | opened.manifest:
             return opened.manifest, True
     manifest = write_manifest(job.out, n_shards, plan.encoder, plan.segmentation, **how)
     for index, state in enumerate(opened.states[:n_shards]):
