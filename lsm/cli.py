@@ -9,9 +9,11 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +25,11 @@ from lsm.progress import silenced
 if TYPE_CHECKING:
     from lsm.config import CommonOptions
 
-EXIT_DONE, EXIT_USER_FAULT, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_DONE, EXIT_USER_FAULT, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 2, 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code: 0 done, 2 the user can mend it (one line on stderr), 130 interrupted.
+    """Run one verb; the exit code: 0 done, 2 the user can mend it (one line on stderr), 130 interrupted, 143 terminated (SIGTERM).
 
     An exception that is our fault passes through: at the shell a traceback and exit 1. Scripts may call it in process.
     """
@@ -37,15 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes.count() > 1:  # or DDP remarks in every process that it looked for unused parameters and found none
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        code = _dispatch(arguments)
-        sys.stdout.flush()
+        with _terminable():
+            code = _dispatch(arguments)
+            sys.stdout.flush()
     except UserError as error:
         if processes.is_first_here():
             print(f"lsm: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_FAULT
-    except KeyboardInterrupt:
-        print("lsm: interrupted; what was finished is kept: resume with the same command", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated)
+        what = "terminated" if terminated else "interrupted"
+        print(f"lsm: {what}; what was finished is kept: resume with the same command", file=sys.stderr)
+        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone: that is its right. Point stdout elsewhere so that the interpreter's last flush is quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,6 +65,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lsm: {line}", file=sys.stderr)
         return EXIT_USER_FAULT
     return code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what cleans up after Ctrl-C cleans up after it."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it SIGTERM ends the work as Ctrl-C does; a second one kills at once.
+
+    Not under torchrun, whose processes may wait in a collective that no Python code leaves, nor where someone else handles it.
+    """
+    if (
+        processes.count() > 1
+        or threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def terminate(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _dispatch(arguments: list[str]) -> int:

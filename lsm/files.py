@@ -48,7 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     with explained(path):
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -65,6 +65,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _fsync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """`path.mkdir(parents=True, exist_ok=True)` that survives a power cut: what is fsynced inside is lost when its folder's name is."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _fsync_folder(path.parent)
 
 
 @contextmanager
@@ -97,6 +107,10 @@ def refusal(error: Exception, path: Path | str, *, verb: str = "write") -> str |
     words = str(error)
     if code in (errno.ENOSPC, errno.EDQUOT) or (code is None and "No space left on device" in words):
         return f"disk full while writing {path}; free some space and run the same command again"
+    if code == errno.EFBIG:
+        return f"cannot {verb} {path}: it would be larger than the file system or `ulimit -f` allows; raise that or choose another folder"
+    if code == errno.EIO:
+        return f"cannot {verb} {path}: {os.strerror(code)}, the disk may be failing; choose a folder on another one"
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"cannot {verb} {path}: {os.strerror(code)}; choose another folder or mend its permissions"
     if code is None and (found := re.search(r"Permission denied|Read-only file system", words)):

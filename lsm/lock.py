@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lsm.errors import UserError
-from lsm.files import explained
+from lsm.files import explained, make_folder
 
 try:
     import fcntl
@@ -27,7 +27,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     """
     with explained(folder):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"--out {folder} is a file, not a folder; choose another name") from error
         except FileNotFoundError as error:

@@ -565,12 +565,11 @@ def broken_row_then_mended(folder: Path, outcomes: list[Outcome], notes: list[st
 
 
 def damaged_shard_then_mended(folder: Path, outcomes: list[Outcome], notes: list[str]) -> None:
-    """Damaged shards are mended as the message says: delete the folder, run the command again."""
-    shutil.rmtree(folder / "corpus-cut-vectors" / "shards" / "00001")
+    """Damaged shards are mended as the message says: run the command again."""
     resumed = lsm("encode-corpus books.jsonl --out corpus-cut-vectors --encoder stub --shard-rows 200 --workers 1", folder).returncode
     same = hashes(folder / "corpus-cut-vectors") == hashes(folder / "corpus")
     fault = "" if same and resumed == 0 else "FAULT "
-    notes.append(f"{fault}truncated shard: deleted and encoded again as the line says: {'same bytes' if same else 'OTHER BYTES'} as before")
+    notes.append(f"{fault}truncated shard: encoded again as the line says: {'same bytes' if same else 'OTHER BYTES'} as before")
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Peak memory of `lsm encode-corpus` on a large text of distinct sentences, through the stub encoder.
 
     python scripts/bench_memory.py --megabytes 1000 --json memory.json
+    python scripts/bench_memory.py --megabytes 200 --document-bytes 200000000 --format parquet     # one document
+    python scripts/bench_memory.py --megabytes 110 --document-bytes 1                              # a million of one sentence each
 
 A text of documents of about 50 kB is made in a temporary folder (it and the corpus are removed afterwards; allow four times its
 size on disk). The memory of the whole process tree is read from /proc twice a second: the sum of RSS counts pages that processes
@@ -19,11 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-DOCUMENT_BYTES = 50_000
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 PARAGRAPH_SENTENCES = 7
 CLAUSES = 20_000
 EVERY_SECONDS = 0.5
@@ -36,7 +41,8 @@ SIZE_FACTOR = 4
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the text (millions of bytes)")
-    parser.add_argument("--format", choices=("jsonl", "txt"), default="jsonl", help="one row a document, or one long text")
+    parser.add_argument("--format", choices=("jsonl", "parquet", "txt"), default="jsonl", help="one row a document, or one long text")
+    parser.add_argument("--document-bytes", type=int, default=50_000, help="size of a document, at the least; JSONL takes up to 64 MiB")
     parser.add_argument("--workers", type=int, default=None, help="passed on; default: lsm's own")
     parser.add_argument("--encoder", default="stub")
     parser.add_argument("--limit-mebibytes", type=int, default=1024)
@@ -53,7 +59,7 @@ def main() -> int:
             parser.error(f"{folder.parent} has {free / 1e9:.1f} GB free, {wanted * SIZE_FACTOR / 1e9:.1f} GB are needed; give --folder")
         text = folder / f"distinct.{options.format}"
         begin = time.monotonic()
-        n_documents, n_sentences = write_text(text, wanted)
+        n_documents, n_sentences = write_text(text, wanted, options.document_bytes)
         print(f"text: {text.stat().st_size / 1e6:,.0f} MB, {n_documents:,} documents, {n_sentences:,} distinct sentences, made in "
               f"{time.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
         report = folder / "report.json"
@@ -81,20 +87,29 @@ def main() -> int:
     return 0 if peaks["peak_rss_mebibytes"] <= options.limit_mebibytes else 1
 
 
-def write_text(path: Path, n_bytes: int) -> tuple[int, int]:
+def write_text(path: Path, n_bytes: int, document_bytes: int) -> tuple[int, int]:
     """Documents of paragraphs of sentences, no two alike; their number and that of the sentences."""
     sentences = distinct_sentences()
+    a_paragraph = PARAGRAPH_SENTENCES if document_bytes > 1000 else 1
     written = n_documents = n_sentences = 0
-    with open(path, "w", encoding="utf-8") as handle:
+    with ExitStack() as stack:
+        if path.suffix == ".parquet":
+            schema = pa.schema([("text", pa.string())])
+            rows = stack.enter_context(pq.ParquetWriter(path, schema))
+            write = lambda text: rows.write_table(pa.table({"text": [text]}, schema))  # noqa: E731
+        else:
+            handle = stack.enter_context(open(path, "w", encoding="utf-8"))
+            write = handle.write if path.suffix == ".txt" else lambda text: handle.write(json.dumps({"text": text}) + "\n")
         while written < n_bytes:
             paragraphs: list[str] = []
             size = 0
-            while size < DOCUMENT_BYTES:
-                paragraphs.append(" ".join(islice(sentences, PARAGRAPH_SENTENCES)))
+            while size < document_bytes:
+                paragraphs.append(" ".join(islice(sentences, a_paragraph)))
                 size += len(paragraphs[-1]) + 2
-                n_sentences += PARAGRAPH_SENTENCES
+                n_sentences += a_paragraph
             document = "\n\n".join(paragraphs) + "\n\n"
-            written += handle.write(json.dumps({"text": document}) + "\n" if path.suffix == ".jsonl" else document)
+            write(document)
+            written += len(document)
             n_documents += 1
     return n_documents, n_sentences
 

@@ -32,7 +32,7 @@ class Options(CommonOptions):
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Describe the folder; `--verify` ends in a `UserError` at the first thing that is broken."""
+    """Describe the folder; `--verify` ends in a `UserError` that names what is broken."""
     from lsm.corpus.format import MANIFEST, PLAN
 
     path = options.path
@@ -52,17 +52,23 @@ def run(options: Options) -> dict[str, Any]:
 def _corpus(options: Options) -> dict[str, Any]:
     import sys
 
-    from lsm.corpus.format import MANIFEST, PLAN, SHARDS, encoder_line, residual_line
+    from lsm.corpus.format import MANIFEST, PLAN, SHARDS, encoder_line, residual_line, shard_name
     from lsm.corpus.reader import Corpus
+    from lsm.corpus.standing import shard_states
     from lsm.corpus.verify import verify
     from lsm.files import DONE_MARKER, read_json
     from lsm.progress import Progress
 
     path = options.path
     if not (path / MANIFEST).exists():
-        done = [read_json(marker) for marker in sorted((path / SHARDS).glob(f"*/{DONE_MARKER}"))]
+        markers = sorted((path / SHARDS).glob(f"*[0-9]/{DONE_MARKER}"))
         if options.verify or options.text:
-            raise UserError(f"{path} is unfinished ({len(done)} shards are done); run its encode-corpus command again to finish it")
+            states = shard_states(path) if options.verify else []
+            broken = "".join(f"; shard {shard_name(i)}: {state.problem}" for i, state in enumerate(states) if state.problem)
+            raise UserError(
+                f"{path} is unfinished ({len(markers)} shards are done{broken}); run its encode-corpus command again to finish it"
+            )
+        done = [read_json(marker) for marker in markers]
         plan = read_json(path / PLAN)
         counts = {key: sum(entry[key] for entry in done) for key in ("n_documents", "n_sentences")}
         print(f"corpus {path}: UNFINISHED, {len(done)} shards done, {counts['n_sentences']:,} sentences; run encode-corpus again")

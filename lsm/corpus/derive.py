@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from lsm.corpus import format as layout
 from lsm.corpus.reader import Corpus
-from lsm.corpus.writer import read_done, write_manifest, write_shard_arrays
+from lsm.corpus.standing import shard_states
+from lsm.corpus.writer import write_manifest, write_shard_arrays
 from lsm.errors import UserError
 from lsm.files import TEMPORARY_SUFFIX, fingerprint, read_json, remove_leftovers, sha256_file, write_json
 from lsm.lock import LOCK, only_writer
@@ -60,14 +61,15 @@ def derive(
     record = {"made_by": made_by, "sources": [source.corpus.fingerprint for source in sources], "chosen": chosen}
     with only_writer(out):
         _claim(out, record)
-        index = 0
+        states, index = shard_states(out), 0
         for source in sources:
             before = 0
             for shard, entry in enumerate(source.corpus.manifest["shards"]):
                 keep_G = source.keep_G[before : before + entry["n_documents"]]
                 before += entry["n_documents"]
                 if keep_G.any():
-                    done = read_done(out, index) or _copy(source.corpus, shard, keep_G, out, index)
+                    done = states[index].done if index < len(states) else None
+                    done = done or _copy(source.corpus, shard, keep_G, out, index)
                     advance(done["n_sentences"])
                     index += 1
         return write_manifest(
@@ -110,8 +112,8 @@ def _copy(corpus: Corpus, shard: int, keep_G: np.ndarray, out: Path, index: int)
     for name, sha256 in corpus.manifest["shards"][shard]["files"].items():
         if not (folder / name).exists() or sha256_file(folder / name) != sha256:
             raise UserError(
-                f"{folder / name} is missing or differs from its hash; delete {folder} and run the {layout.maker(corpus.path)} command "
-                "that made it again"
+                f"{folder / name} is missing or differs from its hash; run the {layout.maker(corpus.path)} command that made "
+                f"{corpus.path} again, which mends it"
             )
     arrays, sentences = corpus.shard_files(shard)
     documents = corpus.shard_documents(shard)

@@ -8,13 +8,14 @@ No file holds a time, a host name or a path, so the same input gives the same by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from lsm.errors import UserError
-from lsm.files import fingerprint
+from lsm.files import fingerprint, read_json
 
 FORMAT = "lsm-corpus"
 FORMAT_VERSION = 1
@@ -88,6 +89,25 @@ def shard_folder(corpus: Path, index: int) -> Path:
 def maker(corpus: Path) -> str:
     """The command that made a corpus and mends it when it is run again."""
     return "lsm corpus" if (corpus / DERIVED).exists() else "encode-corpus"
+
+
+def mended_by(corpus: Path, shards: Sequence[int] = ()) -> str:
+    """What a person does about a damaged corpus; `shards` tell which of its calls made them."""
+    stages = []
+    try:
+        stages = read_json(corpus / PLAN)["stages"]
+        firsts = [stage["first_shard"] for stage in stages]
+        wanted = sorted({max(i for i, first in enumerate(firsts) if first <= shard) for shard in shards})
+        calls = [f"{', '.join(stages[i]['inputs'])}{' --append' if i else ''}" for i in wanted]
+    except (UserError, LookupError, TypeError, ValueError):
+        calls = []
+    which = f" of {'; then of '.join(calls)}" if len(stages) > 1 and calls else ""
+    return f"run the {maker(corpus)} command{which} that made it again: it makes only what is broken"
+
+
+def broken_manifest(corpus: Path, why: str) -> str:
+    """The line for a manifest that is damaged: nothing stands in it alone."""
+    return f"{corpus / MANIFEST} is damaged ({why}); {mended_by(corpus)}"
 
 
 def semantic_part(dim: int) -> dict[str, Any]:

@@ -23,6 +23,10 @@ _TABLES_KEPT = 16
 """Sentence tables held in memory at a time: a few MB each."""
 
 
+_NEEDED = ("encoder", "residual", "parts", "segmentation", "n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated")
+"""Keys that every manifest has (`text` came later)."""
+
+
 class Corpus:
     """A finished corpus on disk. Documents are numbered 0 … n_documents − 1, rows (sentences) 0 … n_sentences − 1 throughout.
 
@@ -52,14 +56,25 @@ class Corpus:
                     f"corpus {path} is unfinished (no {layout.MANIFEST}); run its {layout.maker(path)} command again to finish it"
                 )
             raise UserError(f"{path} is not a corpus (no {layout.MANIFEST}); make one with: lsm encode-corpus INPUT --out DIR")
-        manifest = read_json(path / layout.MANIFEST)
+        try:
+            manifest = read_json(path / layout.MANIFEST)
+        except UserError as error:
+            raise UserError(layout.broken_manifest(path, "it is not JSON")) from error
         if not isinstance(manifest, dict) or manifest.get("format") != layout.FORMAT:
             raise UserError(f"{path / layout.MANIFEST} is not the manifest of a corpus; name the folder that encode-corpus wrote")
         if manifest.get("format_version") != layout.FORMAT_VERSION:
             raise UserError(
                 f"corpus {path} has format version {manifest.get('format_version')}, this lsm reads {layout.FORMAT_VERSION}; update lsm"
             )
-        return cls(path, manifest)
+        try:
+            corpus = cls(path, manifest)
+            missing = [name for name in _NEEDED if name not in manifest]
+            assert corpus.dim
+        except (LookupError, TypeError, ValueError, AssertionError) as error:
+            raise UserError(layout.broken_manifest(path, f"{type(error).__name__}: {error}")) from error
+        if missing:
+            raise UserError(layout.broken_manifest(path, f"it has no {', '.join(missing)}"))
+        return corpus
 
     def __repr__(self) -> str:
         return f"Corpus({str(self.path)!r}, {self.n_documents:,} documents, {self.n_sentences:,} sentences, {self.dim} dims)"
@@ -303,6 +318,6 @@ class Corpus:
     def _broken(self, path: Path, why: object) -> UserError:
         reason = " ".join(str(why).split())[:200]
         return UserError(
-            f"{path} is damaged or missing ({reason}); see `lsm inspect {self.path} --verify`, "
-            f"then delete its shard folder and run its {layout.maker(self.path)} command again"
+            f"{path} is damaged or missing ({reason}); run the {layout.maker(self.path)} command that made {self.path} again, "
+            "which mends what is broken (lsm inspect --verify names it)"
         )

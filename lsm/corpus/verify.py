@@ -5,7 +5,7 @@ Shape letters: S sentences of a shard, D vector width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,14 @@ import pyarrow.parquet as pq
 
 from lsm.corpus import format as layout
 from lsm.corpus.reader import Corpus
+from lsm.corpus.standing import file_problem
 from lsm.corpus.writer import content_sha256, read_done, text_sha256
 from lsm.errors import UserError
 from lsm.files import read_json, sha256_file
 
+_SHOWN = 40
+"""Problems that the line names; of more it gives the number."""
+_CALLED = {"encoder": "encoder", "segmentation": "segmentation", "residual": "residual code"}
 ReadTexts = Callable[[int], list[str]]
 """Number of a document → its sentences, read from their residual codes."""
 
@@ -26,53 +30,84 @@ def verify(corpus: Corpus, advance: Callable[[int], None] = lambda n: None, read
     """Check a finished corpus from end to end, shard by shard.
 
     Args:
-        advance: called with the number of sentences of every shard that is good.
+        advance: called with the number of sentences of every shard that has been read.
         read_texts: reads the sentences of a document where the corpus keeps none.
 
     Raises:
-        UserError: names the first broken shard, what is wrong with it, and how to mend it.
+        UserError: names every broken shard and file, what is wrong with it, and how to mend all.
     """
+    problems = []
     table = corpus.path / layout.DOCUMENTS
-    if not table.exists() or sha256_file(table) != corpus.manifest["documents_sha256"]:
-        raise UserError(
-            f"{table} is missing or differs from its hash in {layout.MANIFEST}; "
-            f"delete {corpus.path / layout.MANIFEST} and run its {layout.maker(corpus.path)} command again"
-        )
-    require_planned_code(corpus)
-    n_documents = 0
+    if not table.exists():
+        problems.append(f"{layout.DOCUMENTS} is missing")
+    elif sha256_file(table) != corpus.manifest["documents_sha256"]:
+        problems.append(f"{layout.DOCUMENTS} differs from its hash in {layout.MANIFEST}")
+    problems += _manifest_problems(corpus)
+    # Codes are read by documents of the table: without it, and without the right code, only the hashes are compared.
+    readable = not problems
+    broken, n_documents = [], 0
     for index, entry in enumerate(corpus.manifest["shards"]):
-        read = None if read_texts is None or corpus.keeps_text else _of_shard(corpus, read_texts, n_documents, entry["n_documents"])
-        require_whole_shard(corpus, index, read)
+        unread = read_texts is None or corpus.keeps_text or not readable
+        read = None if unread else _of_shard(corpus, read_texts, n_documents, entry["n_documents"])
+        if problem := _problem(corpus, index, read):
+            broken.append(index)
+            problems.append(f"shard {layout.shard_name(index)}: {problem}")
         n_documents += entry["n_documents"]
         advance(entry["n_sentences"])
-    if n_documents != corpus.n_documents or int(corpus.starts[-1]) != corpus.n_sentences:
-        raise UserError(
-            f"{corpus.path / layout.MANIFEST}: its counts contradict its shards; "
-            f"delete it and run its {layout.maker(corpus.path)} command again"
-        )
+    if problems:
+        raise UserError(f"{corpus.path} is not whole: {_listed(problems)}; {layout.mended_by(corpus.path, broken)}")
 
 
 def require_planned_code(corpus: Corpus) -> None:
     """Raise `UserError` where the manifest names another residual code than `plan.json`, with which the shards were made."""
-    plan = corpus.path / layout.PLAN
-    if not plan.exists():
-        return
-    here, there = corpus.residual or {}, read_json(plan).get("residual") or {}
-    if differing := [f"{key} {here.get(key)} for {there.get(key)}" for key in here | there if here.get(key) != there.get(key)]:
-        manifest = corpus.path / layout.MANIFEST
-        raise UserError(
-            f"{manifest} names another residual code than {layout.PLAN} ({', '.join(differing)}); "
-            f"delete {manifest} and run the encode-corpus command that made it again"
-        )
+    if problem := _differs_from_plan(corpus, ("residual",)):
+        raise UserError(f"{problem}; {layout.mended_by(corpus.path)}")
 
 
-def require_whole_shard(corpus: Corpus, index: int, read: Callable[[], list[str]] | None = None) -> None:
-    """Raise `UserError` where shard `index` is damaged or differs from the manifest; `read` is that of `shard_problem`."""
-    if problem := shard_problem(corpus.path, index, corpus.dim, read) or _differs_from_manifest(corpus, index):
-        raise UserError(
-            f"{corpus.path} is not whole: shard {corpus.manifest['shards'][index]['name']}: {problem}; "
-            f"delete {layout.shard_folder(corpus.path, index)} and run the {layout.maker(corpus.path)} command that made it again"
-        )
+def require_whole_shard(corpus: Corpus, index: int) -> None:
+    """Raise `UserError` where shard `index` is damaged or differs from the manifest."""
+    if problem := _problem(corpus, index):
+        where = f"{corpus.path} is not whole: shard {layout.shard_name(index)}"
+        raise UserError(f"{where}: {problem}; {layout.mended_by(corpus.path, [index])}")
+
+
+def _listed(problems: list[str]) -> str:
+    return "; ".join(problems[:_SHOWN]) + (f"; and {len(problems) - _SHOWN} more shards" if len(problems) > _SHOWN else "")
+
+
+def _manifest_problems(corpus: Corpus) -> list[str]:
+    """Where the manifest contradicts itself or the plan; what it says of a shard is compared with that."""
+    manifest = corpus.manifest
+    problems = [
+        f"{layout.MANIFEST}: its {key} is {manifest[key]}, its shards have {total}"
+        for key in ("n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated")
+        if manifest[key] != (total := sum(shard.get(key, 0) for shard in manifest["shards"]))
+    ]
+    names = [layout.shard_name(index) for index in range(len(manifest["shards"]))]
+    if [shard.get("name") for shard in manifest["shards"]] != names:
+        problems.append(f"{layout.MANIFEST}: its shards are misnamed")
+    planned = _differs_from_plan(corpus, ("encoder", "segmentation", "residual"))
+    return [*problems, *([planned] if planned else [])]
+
+
+def _differs_from_plan(corpus: Corpus, keys: Sequence[str]) -> str | None:
+    """The first of `keys` for which manifest and plan name different things."""
+    path = corpus.path / layout.PLAN
+    if not path.exists():
+        return None
+    try:
+        plan = dict(read_json(path))
+    except (UserError, TypeError, ValueError):
+        return f"{layout.PLAN} is not JSON: restore it, for nothing can be added or mended without it"
+    for key in keys:
+        here, there = corpus.manifest[key] or {}, plan.get(key) or {}
+        if differing := [f"{name} {here.get(name)} for {there.get(name)}" for name in here | there if here.get(name) != there.get(name)]:
+            return f"{layout.MANIFEST} names another {_CALLED[key]} than {layout.PLAN} ({', '.join(differing)})"
+    return None
+
+
+def _problem(corpus: Corpus, index: int, read: Callable[[], list[str]] | None = None) -> str | None:
+    return shard_problem(corpus.path, index, corpus.dim, read) or _differs_from_manifest(corpus, index)
 
 
 def _of_shard(corpus: Corpus, read_texts: ReadTexts, first: int, n: int) -> Callable[[], list[str]]:
@@ -86,15 +121,12 @@ def shard_problem(path: Path, index: int, dim: int, read: Callable[[], list[str]
         done = read_done(path, index)
         if done is None:
             return "it is missing"
-        for name, sha256 in done["files"].items():
-            if not (folder / name).exists():
-                return f"{name} is missing"
-            if sha256_file(folder / name) != sha256:
-                return f"{name} differs from its hash (truncated or changed)"
+        if problem := file_problem(folder, done["files"]):
+            return problem
         z_SD = np.load(folder / layout.SEMANTIC, mmap_mode="r", allow_pickle=False)
         sentences = pq.read_table(folder / layout.SENTENCES, partitioning=None)
         documents = pq.read_table(folder / layout.DOCUMENTS, partitioning=None)
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
         return " ".join(str(error).split())[:200]
     if z_SD.shape != (done["n_sentences"], dim) or z_SD.dtype != np.float16:
         return f"{layout.SEMANTIC} holds {z_SD.dtype} {z_SD.shape}, not float16 {(done['n_sentences'], dim)}"

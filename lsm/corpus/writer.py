@@ -115,17 +115,27 @@ def write_shard_arrays(
                 write_npy(handle, np.ascontiguousarray(array))
         for name, table in tables.items():
             write_parquet(folder / name, table)
-        done = {
-            "content_sha256": content_sha256(zip(documents["doc_id"].to_pylist(), documents["text_sha256"].to_pylist(), strict=True)),
-            "files": {name: sha256_file(folder / name) for name in (*arrays, *tables)},
-            "n_characters": int(documents["n_characters"].to_numpy().sum(dtype=np.int64)),
-            "n_documents": len(documents),
-            "n_sentences": len(sentences),
-            "n_tokens": int(sentences["n_tokens"].to_numpy().sum(dtype=np.int64)),
-            "n_truncated": int(sentences["truncated"].to_numpy().sum(dtype=np.int64)),
-        }
+        done = _record({name: sha256_file(folder / name) for name in (*arrays, *tables)}, sentences, documents)
         write_json(folder / DONE_MARKER, done)
     return done
+
+
+def shard_record(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
+    """The record that a shard's files, whose hashes are `files`, deserve."""
+    sentences = pq.read_table(folder / layout.SENTENCES, columns=["n_tokens", "truncated"], partitioning=None)
+    return _record(dict(files), sentences, pq.read_table(folder / layout.DOCUMENTS, partitioning=None))
+
+
+def _record(files: dict[str, str], sentences: pa.Table, documents: pa.Table) -> dict[str, Any]:
+    return {
+        "content_sha256": content_sha256(zip(documents["doc_id"].to_pylist(), documents["text_sha256"].to_pylist(), strict=True)),
+        "files": files,
+        "n_characters": int(documents["n_characters"].to_numpy().sum(dtype=np.int64)),
+        "n_documents": len(documents),
+        "n_sentences": len(sentences),
+        "n_tokens": int(sentences["n_tokens"].to_numpy().sum(dtype=np.int64)),
+        "n_truncated": int(sentences["truncated"].to_numpy().sum(dtype=np.int64)),
+    }
 
 
 def read_done(corpus: Path, index: int) -> dict[str, Any] | None:
@@ -155,8 +165,23 @@ def write_manifest(
                 folder = layout.shard_folder(corpus, index)
                 raise UserError(f"{folder} is missing; run the {layout.maker(corpus)} command that made it again")
             writer.write_table(pq.read_table(layout.shard_folder(corpus, index) / layout.DOCUMENTS, schema=layout.DOCUMENT_SCHEMA))
-            shards.append({"name": layout.shard_name(index), **done})
-    manifest = {
+            shards.append(done)
+    manifest = manifest_of(shards, sha256_file(corpus / layout.DOCUMENTS), encoder, segmentation, residual=residual, keep_text=keep_text)
+    write_json(corpus / layout.MANIFEST, manifest)
+    return manifest
+
+
+def manifest_of(
+    shards: Sequence[dict[str, Any]],
+    documents_sha256: str,
+    encoder: dict[str, Any],
+    segmentation: dict[str, Any],
+    *,
+    residual: dict[str, Any] | None = None,
+    keep_text: bool = True,
+) -> dict[str, Any]:
+    """The manifest of a corpus with these shards' records: nothing in it stands there alone, so it can be told again."""
+    return {
         "format": layout.FORMAT,
         "format_version": layout.FORMAT_VERSION,
         "encoder": encoder,
@@ -164,12 +189,10 @@ def write_manifest(
         "text": "kept" if keep_text else "dropped",
         "parts": [layout.semantic_part(int(encoder["dim"])), *([layout.residual_part(residual)] if residual else [])],
         "segmentation": segmentation,
-        "documents_sha256": sha256_file(corpus / layout.DOCUMENTS),
-        "shards": shards,
+        "documents_sha256": documents_sha256,
+        "shards": [{"name": layout.shard_name(index), **done} for index, done in enumerate(shards)],
         **{key: sum(shard[key] for shard in shards) for key in ("n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated")},
     }
-    write_json(corpus / layout.MANIFEST, manifest)
-    return manifest
 
 
 def write_corpus(

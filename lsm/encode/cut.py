@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import pyarrow.parquet as pq
-
 from lsm.corpus import format as layout
-from lsm.corpus.writer import SegmentedDocument, SentenceLike, read_done, text_sha256
+from lsm.corpus.standing import NOT_THERE, ShardState, document_hashes
+from lsm.corpus.writer import SegmentedDocument, SentenceLike, content_sha256, text_sha256
 from lsm.errors import UserError
 
 Segment = Callable[[str], tuple[str, Sequence[SentenceLike]]]
+WAY_OUT = "restore the input, choose another --out, or add new documents at the end with --append"
 
 
 class DocumentLike(Protocol):
@@ -28,6 +28,10 @@ class DocumentLike(Protocol):
     def source(self) -> str: ...
     @property
     def title(self) -> str: ...
+
+
+Entry = tuple[DocumentLike, str, SegmentedDocument | None]
+"""A document, its text as it is stored, and what was made of it, once that is known."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Cutter:
 
     Args:
         corpus: the folder whose finished shards are compared with the input.
+        states: what there is of each shard; a damaged one gets the documents that it had, where that is known.
         first_shard: number of the stage's first shard.
         stop_shard: finished stages end here, None while more may be written.
         known: text_sha256 by doc_id of documents in earlier stages; those are passed over.
@@ -53,6 +58,7 @@ class Cutter:
     corpus: Path
     segment: Segment
     shard_rows: int
+    states: Sequence[ShardState] = ()
     first_shard: int = 0
     stop_shard: int | None = None
     known: dict[str, str] = field(default_factory=dict)
@@ -68,29 +74,46 @@ class Cutter:
             UserError: the input is not what the finished shards were made from.
         """
         stream = self._fresh(documents)
-        carried: tuple[DocumentLike, str, SegmentedDocument | None] | None = None
-        index = self.first_shard
+        carried: Entry | None = None
+        index, room = self.first_shard, 0
         while self.stop_shard is None or index < self.stop_shard:
-            done = read_done(self.corpus, index)
-            if done is not None:
-                for doc_id, sha256 in finished_documents(self.corpus, index):
+            state = self.states[index] if index < len(self.states) else NOT_THERE
+            if state.done is not None:
+                for pair in finished_documents(self.corpus, index):
                     found, carried = carried or self._next(stream), None
-                    self._require_same(index, (doc_id, sha256), found)
-                yield CutShard(index, done["n_sentences"], None)
+                    self._require_same(index, pair, found)
+                yield CutShard(index, state.done["n_sentences"], None)
+                room = self.shard_rows - state.done["n_sentences"]
+            elif state.documents is not None:
+                held = []
+                for pair in state.documents:
+                    found, carried = carried or self._next(stream), None
+                    held.append(self._segmented(self._require_same(index, pair, found)))
+                yield CutShard(index, sum(len(document.sentences) for document in held), held)
+                room = 0
             else:
                 filled: list[SegmentedDocument] = []
                 rows = 0
                 while (entry := carried or self._next(stream)) is not None:
-                    document = entry[2] or self._segmented(entry[0], entry[1])
+                    document = self._segmented(entry)
+                    if not filled and len(document.sentences) <= room:
+                        raise UserError(
+                            f"{self._differs_from(index - 1)}: that ended before document {document.doc_id!r}; restore the input and run "
+                            "the same command, then add what is new with --append; or choose another --out"
+                        )
                     if filled and rows + len(document.sentences) > self.shard_rows:
                         carried = (entry[0], entry[1], document)
                         break
                     carried = None
                     filled.append(document)
                     rows += len(document.sentences)
+                there = (state.entry or {}).get("content_sha256")
+                if there and content_sha256((one.doc_id, one.text_sha256) for one in filled) != there:
+                    raise UserError(f"{self._differs_from(index)}; {WAY_OUT}")
                 if not filled:
                     return
                 yield CutShard(index, rows, filled)
+                room = 0
             index += 1
         extra = carried or self._next(stream)
         if extra is not None:
@@ -117,34 +140,39 @@ class Cutter:
                 continue
             yield document, text
 
-    def _next(self, stream: Iterator[tuple[DocumentLike, str]]) -> tuple[DocumentLike, str, None] | None:
+    def _next(self, stream: Iterator[tuple[DocumentLike, str]]) -> Entry | None:
         found = next(stream, None)
         return None if found is None else (*found, None)
 
-    def _segmented(self, document: DocumentLike, text: str) -> SegmentedDocument:
+    def _segmented(self, entry: Entry) -> SegmentedDocument:
+        document, text, segmented = entry
+        if segmented is not None:
+            return segmented
         start = time.perf_counter()
         lead, sentences = self.segment(text)
         self.segmenting_seconds += time.perf_counter() - start
         return SegmentedDocument(document.doc_id, document.source, document.title, text_sha256(text), len(text), lead, sentences)
 
-    def _require_same(self, index: int, expected: tuple[str, str], found: tuple[DocumentLike, str, object] | None) -> None:
-        place = f"the input differs from what shard {layout.shard_name(index)} of {self.corpus} was made from"
-        way_out = "restore the input, choose another --out, or add new documents at the end with --append"
+    def _require_same(self, index: int, expected: tuple[str, str], found: Entry | None) -> Entry:
+        place = self._differs_from(index)
         if found is None:
-            raise UserError(f"{place}: it ends before document {expected[0]!r}; {way_out}")
+            raise UserError(f"{place}: it ends before document {expected[0]!r}; {WAY_OUT}")
         actual = (found[0].doc_id, text_sha256(found[1]))
         if actual != expected:
-            raise UserError(f"{place}: {expected[0]!r} [{expected[1][:16]}] there, {actual[0]!r} [{actual[1][:16]}] now; {way_out}")
+            raise UserError(f"{place}: {expected[0]!r} [{expected[1][:16]}] there, {actual[0]!r} [{actual[1][:16]}] now; {WAY_OUT}")
+        return found
+
+    def _differs_from(self, index: int) -> str:
+        return f"the input differs from what shard {layout.shard_name(index)} of {self.corpus} was made from"
 
 
 def finished_documents(corpus: Path, index: int) -> list[tuple[str, str]]:
     """(doc_id, text_sha256) of a finished shard's documents."""
     path = layout.shard_folder(corpus, index) / layout.DOCUMENTS
     try:
-        table = pq.read_table(path, columns=["doc_id", "text_sha256"], partitioning=None)
+        return document_hashes(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or missing; delete the folder {path.parent} and run the same command again") from error
-    return list(zip(table["doc_id"].to_pylist(), table["text_sha256"].to_pylist(), strict=True))
+        raise UserError(f"{path} is damaged or missing; run the same command again") from error
 
 
 def storable(text: str) -> str:

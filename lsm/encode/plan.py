@@ -65,12 +65,14 @@ class RunPlan:
         path = corpus / layout.PLAN
         if not path.exists():
             return None
-        raw = read_json(path)
         try:
+            raw = read_json(path)
             stages = [Stage(**stage) for stage in raw.pop("stages")]
             return cls(**raw, stages=stages)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is not a plan of this lsm ({error}); encode into another folder") from error
+        except (UserError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged, or not of this lsm; restore it, or choose another --out (what is there can still be read: lsm inspect)"
+            ) from error
 
     def save(self, corpus: Path) -> None:
         """Write `plan.json` atomically."""

@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 
 from lsm.corpus import format as layout
-from lsm.corpus.writer import read_done, write_manifest, write_shard
+from lsm.corpus.writer import manifest_of, write_manifest, write_shard
 from lsm.encode.contextual import texts_before
-from lsm.encode.cut import CutShard, Cutter, DocumentLike, Segment, finished_documents
+from lsm.encode.cut import CutShard, Cutter, DocumentLike, Segment
 from lsm.encode.encoder import EncodedBatch, EncoderInfo, Precision
 from lsm.encode.plan import Resume, RunPlan, Stage, windows
+from lsm.encode.resume import Opened, cutter_of, new_stage, open_corpus, unfinished
 from lsm.encode.worker import EncodingPool, LoadCoder, WorkerDied
 from lsm.errors import UserError
-from lsm.files import TEMPORARY_SUFFIX, read_json, remove_leftovers
-from lsm.lock import LOCK, only_writer
+from lsm.files import sha256_file
+from lsm.lock import only_writer
 from lsm.progress import Progress, duration, say
 
 _CHARACTERS_A_TOKEN = 32
@@ -77,30 +78,47 @@ def encode_corpus(job: EncodeJob, documents: Iterable[DocumentLike]) -> dict[str
     """
     start = time.monotonic()
     with only_writer(job.out):
-        plan, n_finished = _opened(job)
-        cutter = _cutter(job, plan, n_finished)
+        opened = open_corpus(job.out, job.plan, resume=job.resume, append=job.append, threads=job.n_workers, quiet=job.quiet)
+        cutter = cutter_of(opened, job.out, job.segment, job.stage.inputs, append=job.append)
         written = _Written()
-        n_shards = cutter.first_shard
         with EncodingPool(job.n_workers, job.info.name, device=job.info.device, precision=job.precision, load_coder=job.load_coder) as pool:
             try:
-                n_shards += _encode_shards(job, plan, cutter, pool, documents, written)
+                n_shards = cutter.first_shard + _encode_shards(job, opened, cutter, pool, documents, written)
             except WorkerDied as error:
                 raise UserError(
                     f"a worker process died (out of memory?) while encoding into {job.out}; finished shards are kept: "
                     f"run the same command again, with fewer --workers than {job.n_workers}"
                 ) from error
-        n_shards = max(n_shards, n_finished)
+        n_shards = max(n_shards, opened.n_finished)
         if n_shards == 0:
             raise UserError(f"the input holds no text ({cutter.n_blank} blank documents); nothing to encode")
-        nothing_to_do = not written.sentences and n_finished == n_shards
-        if nothing_to_do:
-            manifest = read_json(job.out / layout.MANIFEST)
-        else:
-            how = {"residual": plan.residual, "keep_text": plan.keep_text}
-            manifest = write_manifest(job.out, n_shards, plan.encoder, plan.segmentation, **how)
+        manifest, nothing_to_do = _finished(job, opened, cutter.first_shard, n_shards, written)
     if nothing_to_do:
         say(f"nothing to do: {job.out} holds all {manifest['n_documents']:,} documents", quiet=job.quiet)
     return _results(job, manifest, cutter, written, time.monotonic() - start)
+
+
+def _finished(job: EncodeJob, opened: Opened, first_shard: int, n_shards: int, written: _Written) -> tuple[dict[str, Any], bool]:
+    """The manifest, written unless the one on disk is what it must be, and whether it was."""
+    if left := [stage for stage in opened.lacking() if opened.shards_of(stage)[0] != first_shard]:
+        raise UserError(f"this call's documents are all there, but {unfinished(opened, job.out, left[0])}")
+    plan = opened.plan
+    how: dict[str, Any] = {"residual": plan.residual, "keep_text": plan.keep_text}
+    table = job.out / layout.DOCUMENTS
+    if not written.shards and opened.manifest and table.exists():
+        records = [state.done for state in opened.states[:n_shards] if state.done]
+        # An old manifest says nothing of the text: it is not written again for that, or the corpus would have another fingerprint.
+        if manifest_of(records, sha256_file(table), plan.encoder, plan.segmentation, **how) == {"text": "kept"} | opened.manifest:
+            return opened.manifest, True
+    manifest = write_manifest(job.out, n_shards, plan.encoder, plan.segmentation, **how)
+    for index, state in enumerate(opened.states[:n_shards]):
+        if state.entry and state.problem and {"name": layout.shard_name(index), **state.entry} != manifest["shards"][index]:
+            say(
+                f"shard {layout.shard_name(index)} has come out in other bits than it had (another machine or library?); "
+                "the corpus has another fingerprint now",
+                quiet=job.quiet,
+            )
+    return manifest, False
 
 
 @dataclass
@@ -110,56 +128,11 @@ class _Written:
     encoding_seconds: float = 0.0
 
 
-def _opened(job: EncodeJob) -> tuple[RunPlan, int]:
-    """The plan to go on with (compared with what is on disk) and the number of shards in the manifest."""
-    on_disk = RunPlan.load(job.out)
-    if on_disk is None:
-        strangers = [path.name for path in job.out.iterdir() if path.name != LOCK and not path.name.endswith(TEMPORARY_SUFFIX)]
-        if layout.DERIVED in strangers:
-            raise UserError(
-                f"--out {job.out} was made by lsm corpus; encode into another folder, and put the two together: lsm corpus merge"
-            )
-        if strangers:
-            raise UserError(f"--out {job.out} is neither empty nor a corpus (it holds {strangers[0]}); choose another folder")
-        if job.resume == "must":
-            raise UserError(f"--resume must: {job.out} holds no run to go on with; use --resume auto")
-    elif job.resume == "never" and not job.append:
-        raise UserError(f"--resume never: {job.out} holds a corpus already; use --resume auto, or choose another --out")
-    if on_disk is not None:
-        on_disk.require_same(job.plan, job.out)
-    for folder in (job.out, job.out / layout.SHARDS):
-        if folder.is_dir():
-            remove_leftovers(folder)
-    manifest = job.out / layout.MANIFEST
-    n_finished = len(read_json(manifest)["shards"]) if manifest.exists() else 0
-    return on_disk or job.plan, n_finished
-
-
-def _cutter(job: EncodeJob, plan: RunPlan, n_finished: int) -> Cutter:
-    """Decide which stage this call belongs to: a new one, one that was interrupted, or a finished one to check."""
-    first, stop = 0, None
-    known: dict[str, str] = {}
-    if plan.stages:
-        last = plan.stages[-1]
-        present = [read_done(job.out, index) is not None for index in range(n_finished)]
-        unfinished = n_finished <= last.first_shard or not all(present[last.first_shard :])
-        if unfinished and (job.append or len(plan.stages) > 1) and last.inputs != job.stage.inputs:
-            raise UserError(
-                f"{job.out}: an earlier call with {', '.join(last.inputs)} is unfinished; run that command again first, then this one"
-            )
-        if job.append:
-            first = last.first_shard if unfinished else n_finished
-            for index in range(first):
-                known.update(finished_documents(job.out, index))
-        elif n_finished > last.first_shard or len(plan.stages) > 1:
-            stop = plan.stages[1].first_shard if len(plan.stages) > 1 else n_finished
-    return Cutter(job.out, job.segment, plan.shard_rows, first, stop, known)
-
-
 def _encode_shards(
-    job: EncodeJob, plan: RunPlan, cutter: Cutter, pool: EncodingPool, documents: Iterable[DocumentLike], written: _Written
+    job: EncodeJob, opened: Opened, cutter: Cutter, pool: EncodingPool, documents: Iterable[DocumentLike], written: _Written
 ) -> int:
     """Encode what is missing; returns the number of shards of this stage."""
+    plan = opened.plan
     pending: deque[tuple[CutShard, list[Future[EncodedBatch]]]] = deque()
     n_shards = 0
     begin = time.monotonic()
@@ -170,7 +143,7 @@ def _encode_shards(
             if shard.documents is None:
                 continue
             if progress is None:
-                _begin_stage(job, plan, cutter)
+                new_stage(opened, job.stage, cutter.first_shard, job.out)
                 total = _say_plan(job, shard, n_shards - 1, pool, cutter.segmenting_seconds)
                 progress = stack.enter_context(Progress("encode", total, "sentences", quiet=job.quiet))
                 begin = time.monotonic()
@@ -191,13 +164,6 @@ def _texts(shard: CutShard, plan: RunPlan) -> tuple[list[str], list[str] | None]
     documents = [[sentence.text for sentence in document.sentences] for document in shard.documents]
     texts, n = [text for sentences in documents for text in sentences], int(plan.encoder.get("context_sentences", 0))
     return texts, texts_before(documents, n, longest=_CHARACTERS_A_TOKEN * int(plan.encoder["max_tokens"])) if n else None
-
-
-def _begin_stage(job: EncodeJob, plan: RunPlan, cutter: Cutter) -> None:
-    """Record the stage before its first shard is written."""
-    if not any(stage.first_shard == cutter.first_shard for stage in plan.stages):
-        plan.stages.append(Stage(job.stage.inputs, job.stage.limit_documents, cutter.first_shard))
-        plan.save(job.out)
 
 
 def _write(

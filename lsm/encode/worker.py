@@ -151,13 +151,16 @@ def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Preci
             answer = task(encoder, texts)
         except UserError as error:
             answer = error
+        except MemoryError:
+            answer = WorkerDied()
         except Exception:
             answer = RuntimeError("in a worker process:\n" + traceback.format_exc())
         connection.send(answer)
 
 
 def _die_with(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+    for number in (signal.SIGINT, signal.SIGTERM):  # what is sent to a whole group of processes reaches the parent, which ends us
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         import ctypes
 

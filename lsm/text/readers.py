@@ -16,6 +16,10 @@ from lsm.text.rows import RowFields, jsonl_documents, parquet_documents
 
 _TEXT_SHARE = {".gz": 2.7, ".zst": 3.0, ".parquet": 1.8}
 """Text bytes for a byte of a compressed file, roughly."""
+_CHANGED = (
+    "{} changed while it was read; when nothing writes to it any more, run the same command again: what is finished is kept if the "
+    "documents in it are still the same, else restore the file or choose another --out"
+)
 
 
 def iter_documents(inputs: Sequence[str], *, limit: int | None = None, note: Callable[[str], None] = say) -> Iterator[Document]:
@@ -108,9 +112,21 @@ def _recipe_files(recipe: Recipe) -> list[InputFile]:
 def _files_documents(files: list[InputFile], fields: RowFields) -> Iterator[Document | None]:
     for file in files:
         try:
-            yield from _file_documents(file, fields)
+            before = _version(file)
+            for document in _file_documents(file, fields):
+                if _version(file) != before:
+                    raise UserError(_CHANGED.format(file.path))
+                yield document
+            if _version(file) != before:
+                raise UserError(_CHANGED.format(file.path))
         except OSError as error:
             raise UserError(f"cannot read {file.path}: {error.strerror or error}; mend its permissions or the disk") from error
+
+
+def _version(file: InputFile) -> tuple[int, ...]:
+    """What changes when somebody writes into the file or puts another in its place."""
+    found = file.path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _file_documents(file: InputFile, fields: RowFields) -> Iterator[Document | None]:

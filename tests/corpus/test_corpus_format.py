@@ -116,7 +116,7 @@ def lose(folder: Path) -> None:
 def test_damage_is_named_with_the_way_out(tmp_path: Path, damage, words: str) -> None:
     small(tmp_path / "c")
     damage(tmp_path / "c" / "shards" / "00001")
-    with pytest.raises(UserError, match=f"shard 00001: .*{words}.*; delete .*00001 and run the encode-corpus command"):
+    with pytest.raises(UserError, match=f"shard 00001: .*{words}.*; run the encode-corpus command that made it again"):
         run(Options(path=tmp_path / "c", verify=True, quiet=True))
 
 
