@@ -225,16 +225,26 @@ def read_about(path: Path) -> dict[str, Any]:
         raise UserError(f"phrase store {path} does not exist; make it with: lsm build-index --corpus DIR --out {path}")
     about_path = part_path(path, ABOUT)
     if not about_path.exists():
-        raise UserError(f"phrase store {path} is unfinished (no {about_path.name}); build it again with: lsm build-index --out {path}")
+        raise UserError(
+            f"phrase store {path} is unfinished (no {about_path.name}); build it again with: lsm build-index --corpus DIR --out {path}"
+        )
     about = read_json(about_path)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UserError(f"{about_path} does not describe a phrase store; name a file that lsm build-index wrote")
     if about.get("format_version", 1) not in (1, FORMAT_VERSION):
         version = about["format_version"]
         raise UserError(f"phrase store {path} has format version {version}, this lsm reads {FORMAT_VERSION}; update lsm or build it again")
-    wanted = {"sha256": dict, "encoder": dict, "n_sentences": int} | ({"effort": dict} if VECTORS in about.get("sha256", ()) else {})
-    if missing := [key for key, kind in wanted.items() if not isinstance(about.get(key), kind)]:
-        raise UserError(f"{about_path} is damaged (no {', '.join(missing)}); build the store again with: lsm build-index --out {path}")
+    sound = isinstance(about.get("encoder"), dict) and isinstance(about.get("n_sentences"), int)
+    sha256, effort = about.get("sha256"), about.get("effort")
+    sound &= isinstance(sha256, dict) and {INDEX, TEXTS} <= set(sha256) <= {INDEX, TEXTS, VECTORS}
+    if sound and VECTORS in sha256:
+        sound = (
+            isinstance(effort, dict) and set(effort) == {"breadth", "per_neighbour"} and all(isinstance(n, int) for n in effort.values())
+        )
+    if not sound:
+        raise UserError(
+            f"{about_path} is damaged (something is missing in it); build it again with: lsm build-index --corpus DIR --out {path}"
+        )
     return about
 
 

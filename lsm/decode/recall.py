@@ -60,17 +60,14 @@ def tune_and_measure(nearest: Nearest, kind: Kind, n: int, dim: int, vectors_at:
     Args:
         vectors_at: the n vectors that the index was built over; an approximate index is compared with all of them, in one pass.
     """
-    rng = np.random.default_rng(seed)
-    n_queries = QUERIES if kind == "flat" else 2 * QUERIES
-    near_QD = unit(vectors_at(np.sort(rng.choice(n, min(n, n_queries), replace=False))))
-    q_QD = unit(rng.permutation(near_QD) + rng.standard_normal(near_QD.shape, dtype=np.float32) * np.float32(NOISE / np.sqrt(dim)))
+    q_QD = make_queries(n, dim, vectors_at, QUERIES if kind == "flat" else 2 * QUERIES, seed=seed)
     k = min(NEIGHBOURS, n)
     judged = slice(None)
     recall = 1.0
     with one_thread():
         if kind != "flat":
             true_QK = exact_cosines(q_QD, k, n, vectors_at)
-            chosen_by, judged = (slice(0, None, 2), slice(1, None, 2)) if len(q_QD) > 1 else (slice(None), slice(None))
+            chosen_by, judged = slice(0, None, 2), slice(1, None, 2)
             for effort in efforts(kind):
                 nearest.set_effort(effort)
                 if _recall(nearest, q_QD[chosen_by], true_QK[chosen_by]) >= TARGET:
@@ -78,6 +75,14 @@ def tune_and_measure(nearest: Nearest, kind: Kind, n: int, dim: int, vectors_at:
             recall = _recall(nearest, q_QD[judged], true_QK[judged])
         alone, together = milliseconds(nearest, q_QD[judged])
     return Measured(recall, len(q_QD[judged]), NOISE, alone, together)
+
+
+def make_queries(n: int, dim: int, vectors_at: VectorsAt, n_queries: int, *, noise: float = NOISE, seed: int = 0) -> np.ndarray:
+    """Unit vectors [Q, D]: stored ones drawn at random (again and again where there are few) with noise added, so that none is stored."""
+    rng = np.random.default_rng(seed)
+    rows_Q = np.sort(rng.choice(n, n_queries, replace=n < n_queries))
+    near_QD = rng.permutation(unit(vectors_at(rows_Q)))
+    return unit(near_QD + rng.standard_normal(near_QD.shape, dtype=np.float32) * np.float32(noise / np.sqrt(dim)))
 
 
 def exact_cosines(q_QD: np.ndarray, k: int, n: int, vectors_at: VectorsAt) -> np.ndarray:
