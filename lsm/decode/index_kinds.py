@@ -106,6 +106,12 @@ def cost(kind: Kind, n: int, dim: int) -> Cost:
     return Cost(2 * size + 2 * sample * dim * 4 + blocks, size, size + 2 * n * dim, operations / rate)
 
 
+def require_enough(kind: Kind, n: int) -> None:
+    """Raise `UserError` where n vectors are too few for a kind."""
+    if kind == "ivf-pq" and n < FEWEST_FOR_CODES:
+        raise UserError(f"--index ivf-pq: {n} vectors are too few to learn codes from (at least {FEWEST_FOR_CODES}); use --index flat")
+
+
 def empty_index(kind: Kind, n: int, dim: int) -> Any:
     """A faiss index of a kind for n vectors, empty and (where it has to be) untrained; room for them is taken at once."""
     import faiss
@@ -119,8 +125,6 @@ def empty_index(kind: Kind, n: int, dim: int) -> Any:
         index.train(np.eye(1, dim, dtype=np.float32))  # nothing is learned, but faiss wants the call
         _reserve(faiss.downcast_index(index.storage), n)
     else:
-        if n < FEWEST_FOR_CODES:
-            raise UserError(f"--index ivf-pq: {n} vectors are too few to learn codes from (at least {FEWEST_FOR_CODES}); use --index flat")
         # Codes of 4 bits, because faiss scans those in registers; what they blur is compared exactly afterwards.
         index = faiss.index_factory(dim, f"IVF{n_cells(n)},PQ{dim // 2 if dim % 2 == 0 else dim}x4fs", faiss.METRIC_INNER_PRODUCT)
     return index
@@ -139,6 +143,7 @@ def build_index(
     """
     import faiss
 
+    require_enough(kind, n)
     index = empty_index(kind, n, dim)
     cells = getattr(index, "quantizer", None)
     if cells is not None:

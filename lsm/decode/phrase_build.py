@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lsm.decode.index_kinds import ROWS_AT_ONCE, Choice, Cost, Wanted, build_index, choose, cost, empty_index
+from lsm.decode.index_kinds import ROWS_AT_ONCE, Choice, Cost, Wanted, build_index, choose, cost, empty_index, require_enough
 from lsm.decode.index_kinds import efforts as efforts_of
 from lsm.decode.nearest import Nearest
 from lsm.decode.phrase_store import ABOUT, INDEX, TEXTS, VECTORS, PhraseStore, mapped, part_path, write_index
@@ -67,6 +67,7 @@ def build_store(
     assert (encode is not None) == pieces.phrases
     n, dim = len(pieces), pieces.corpus.dim
     choice = choose(n, wanted)
+    require_enough(choice.kind, n)
     costs = cost(choice.kind, n, dim)
     say(plan_line(pieces, choice, costs), quiet=quiet)
     _require_space(path, costs.disk_bytes + n * _TEXT_BYTES)
@@ -75,35 +76,58 @@ def build_store(
         scratch.unlink()
     try:
         with only_writer(scratch), explained(path):
-            for leftover in scratch.iterdir():
-                if leftover.name != LOCK:
-                    leftover.unlink()
-            made = scratch / "store"
-            index = empty_index(choice.kind, n, dim)  # refuses here what cannot be built
-            _stream(pieces, made, None if choice.kind != "flat" else index, encode, quiet=quiet)
-            if choice.kind == "flat":
-                nearest = Nearest(index)
-            else:
-                del index
-                index = build_index(
-                    choice.kind, n, dim, lambda rows: mapped(part_path(made, VECTORS))[rows],
-                    what=pieces.what, stand_in=stand_in, quiet=quiet,
-                )  # fmt: skip
-                z_ND = mapped(part_path(made, VECTORS))
-                nearest = Nearest(index, lambda rows: z_ND[rows], efforts_of(choice.kind)[0])
-            say("measuring recall and time of a query", quiet=quiet)
-            measured = tune_and_measure(nearest, choice.kind, n, dim, _passing(nearest, made), seed=seed)
-            with atomic_write(made) as handle:
-                write_index(nearest, handle)
-            store = PhraseStore(nearest, pq.read_table(part_path(made, TEXTS), columns=["doc_id"]).slice(0, 0), pieces.corpus.encoder)
-            about = store.describe(made) | {
-                "corpus": pieces.corpus.fingerprint, "n_sentences": n, "kind": choice.kind, "measured": measured.to_dict()
-            }  # fmt: skip
-            _publish(made, path, about)
+            _clear(scratch)
+            try:
+                about, measured = _build_in(scratch, pieces, choice, path, encode, stand_in, seed=seed, quiet=quiet)
+            finally:
+                _clear(scratch)
     finally:
         with contextlib.suppress(OSError):  # another build may have begun there
             scratch.rmdir()
     return Built(about, choice, costs, measured)
+
+
+def _build_in(
+    scratch: Path,
+    pieces: Pieces,
+    choice: Choice,
+    path: Path,
+    encode: Encode | None,
+    stand_in: Callable[[Any], Any] | None,
+    *,
+    seed: int,
+    quiet: bool,
+) -> tuple[dict[str, Any], Measured]:
+    n, dim, made = len(pieces), pieces.corpus.dim, scratch / "store"
+    if choice.kind == "flat":
+        index = empty_index(choice.kind, n, dim)
+        _stream(pieces, made, index, encode, quiet=quiet)
+        nearest = Nearest(index)
+        vectors_at = nearest.vectors
+    else:
+        _stream(pieces, made, None, encode, quiet=quiet)
+
+        def vectors_at(rows: np.ndarray) -> np.ndarray:
+            return mapped(part_path(made, VECTORS))[rows]  # mapped anew for every block, so that what was read is not held
+
+        index = build_index(choice.kind, n, dim, vectors_at, what=pieces.what, stand_in=stand_in, quiet=quiet)
+        z_ND = mapped(part_path(made, VECTORS))
+        nearest = Nearest(index, lambda rows: z_ND[rows], efforts_of(choice.kind)[0])
+    say("measuring recall and time of a query", quiet=quiet)
+    measured = tune_and_measure(nearest, choice.kind, n, dim, vectors_at, seed=seed)
+    with atomic_write(made) as handle:
+        write_index(nearest, handle)
+    nothing = pa.table({"text": pa.array([], pa.string()), "doc_id": pa.array([], pa.string())})
+    about = PhraseStore(nearest, nothing, pieces.corpus.encoder, pieces.corpus.fingerprint).describe(made)
+    about |= {"n_sentences": n, "kind": choice.kind, "measured": measured.to_dict()}
+    _publish(made, path, about)
+    return about, measured
+
+
+def _clear(scratch: Path) -> None:
+    for item in scratch.iterdir():
+        if item.name != LOCK:
+            item.unlink()
 
 
 def plan_line(pieces: Pieces, choice: Choice, costs: Cost) -> str:
@@ -138,11 +162,6 @@ def _stream(pieces: Pieces, made: Path, flat: Any, encode: Encode | None, *, qui
             else:
                 vectors_file.write(np.ascontiguousarray(z_BD, dtype="<f2").tobytes())
             progress.advance(len(table))
-
-
-def _passing(nearest: Nearest, made: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """The stored vectors for one pass over all of them: a file is mapped anew for every block, so that what was read is not held."""
-    return nearest.vectors if nearest.vectors_at is None else lambda rows: mapped(part_path(made, VECTORS))[rows]
 
 
 def _publish(made: Path, path: Path, about: dict[str, Any]) -> None:

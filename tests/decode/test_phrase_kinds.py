@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -224,7 +225,7 @@ def test_a_build_that_stops_leaves_the_old_store_or_none(corpus: Corpus, tmp_pat
     }
 
 
-def test_one_build_at_a_time_and_leftovers_go(corpus: Corpus, tmp_path: Path) -> None:
+def test_one_build_at_a_time_and_leftovers_go(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "store.partial"
     with only_writer(scratch), pytest.raises(UserError, match="written by another process"):
         build_store(Pieces(corpus), tmp_path / "store")
@@ -232,6 +233,10 @@ def test_one_build_at_a_time_and_leftovers_go(corpus: Corpus, tmp_path: Path) ->
     (scratch / "store.vectors.npy.partial").write_bytes(b"half")
     build_store(Pieces(corpus), tmp_path / "store")
     assert not scratch.exists()
+    monkeypatch.setattr(phrase_build, "write_index", lambda nearest, handle: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(UserError, match="disk full"):
+        build_store(Pieces(corpus), tmp_path / "store")
+    assert not scratch.exists() and len(PhraseStore.open(tmp_path / "store")) == N
 
 
 def test_a_store_of_the_first_format_in_cells_is_read(corpus: Corpus, built: Callable[[str], Path], tmp_path: Path) -> None:
