@@ -6,8 +6,9 @@ The distinct vectors of the corpora, less the held-out ones, are filled up to --
 random vector of length --noise (theirs is 1), after which the cosine of a copy to its original is 1 / √(1 + noise²). That is written as a
 corpus, of which `lsm build-index` makes a store of every kind (KIND:ROWS takes fewer rows). Queries are `perturbed`, stored vectors with
 such noise of their own, and `unseen`, the held-out real vectors; none of them is in the index. What is true is found by numpy, comparing
-all. Times of queries are on one thread, of building on as many as OMP_NUM_THREADS says. DIR/phrase_store.{md,json} is written after every
-kind; corpora and stores go at the end. Peak memory is read from /proc (Linux): anonymous memory, without pages of files, which the system
+all. Times of queries are on one thread, of building on as many as OMP_NUM_THREADS says; the CPU time beside them is what a machine without
+other work would need. DIR/phrase_store.{md,json} is written after every kind; corpora and stores go at the end. A killed run goes on with
+the shards it has made. Peak memory is read from /proc (Linux): anonymous memory, without pages of files, which the system
 takes back when it needs them.
 """
 
@@ -78,22 +79,22 @@ def make_corpus(out: Path, queries: Path, n_rows: int, options: argparse.Namespa
 
     from lsm.corpus import format as layout
     from lsm.corpus.reader import Corpus
-    from lsm.corpus.writer import write_manifest, write_shard_arrays
+    from lsm.corpus.writer import read_done, write_manifest, write_shard_arrays
 
     sources = [Corpus.open(path) for path in options.corpora]
     for source in sources[1:]:
         source.require_encoder(sources[0].encoder)
-    rng = np.random.default_rng(options.seed)
+    rng = np.random.default_rng([options.seed, 0])
     z_ND = np.concatenate([source.vector_at(np.arange(source.n_sentences)) for source in sources])
     texts = [text for source in sources for text in source.text_at(np.arange(source.n_sentences))]
     _, first_N = np.unique(z_ND.view(f"V{z_ND.itemsize * z_ND.shape[1]}").ravel(), return_index=True)
     first_N = rng.permutation(first_N)
     unseen_QD, base_N = unit(z_ND[first_N[: options.queries]]), first_N[options.queries :]
-    shutil.rmtree(out, ignore_errors=True)
     n_shards = -(-n_rows // SHARD_ROWS)
-    perturbed = np.sort(rng.choice(n_rows, options.queries, replace=False))
-    chosen = []
     for shard in range(n_shards):
+        if read_done(out, shard):
+            continue
+        rng = np.random.default_rng([options.seed, 1, shard])
         start, stop = shard * SHARD_ROWS, min(n_rows, (shard + 1) * SHARD_ROWS)
         row = np.arange(start, stop)
         of = base_N[np.where(row < len(base_N), row % len(base_N), rng.integers(0, len(base_N), len(row)))]
@@ -102,7 +103,6 @@ def make_corpus(out: Path, queries: Path, n_rows: int, options: argparse.Namespa
             some = slice(first, first + BLOCK_ROWS)
             real_ND = unit(z_ND[of[some]])
             shard_ND[some] = np.where(row[some, None] < len(base_N), real_ND, noisy(real_ND, options.noise, rng))
-        chosen.append(shard_ND[perturbed[(perturbed >= start) & (perturbed < stop)] - start])
         ids = [f"d{number}" for number in range(start // DOCUMENT_ROWS, -(-stop // DOCUMENT_ROWS))]
         lengths = [min(DOCUMENT_ROWS, stop - start - first) for first in range(0, stop - start, DOCUMENT_ROWS)]
         zeros = np.zeros(len(row), np.int64)
@@ -123,7 +123,9 @@ def make_corpus(out: Path, queries: Path, n_rows: int, options: argparse.Namespa
             pa.Table.from_arrays(arrays, schema=layout.SENTENCE_SCHEMA), pa.Table.from_pylist(documents, schema=layout.DOCUMENT_SCHEMA),
         )  # fmt: skip
     write_manifest(out, n_shards, sources[0].encoder, sources[0].manifest["segmentation"])
-    perturbed_QD = noisy(unit(np.concatenate(chosen)), options.noise, rng)
+    rng = np.random.default_rng([options.seed, 2])
+    stored_QD = Corpus.open(out).vector_at(rng.choice(n_rows, options.queries, replace=False))
+    perturbed_QD = noisy(unit(stored_QD), options.noise, rng)
     np.savez(queries, perturbed=perturbed_QD, unseen=unseen_QD, n_real=min(n_rows, len(base_N)))
 
 
@@ -162,11 +164,10 @@ def bench(kind: str, corpus: Path, queries: Path, store: Path) -> dict[str, Any]
     """Build through the command line, then open and search in a process of its own."""
     report = store.with_name(store.name + "-report.json")
     command = [sys.executable, "-m", "lsm", "build-index", "--corpus", str(corpus), "--out", str(store), "--index", kind]
-    begin = time.monotonic()
+    begin, cpu_before = time.monotonic(), sum(os.times()[2:4])
     build_peak = watch([*command, "--json", str(report), "--device", "cpu"])
-    seconds = time.monotonic() - begin
+    seconds, cpu_seconds = time.monotonic() - begin, sum(os.times()[2:4]) - cpu_before
     measured = json.loads(report.read_text(encoding="utf-8"))["results"]
-    begin = time.monotonic()
     found = json.loads(subprocess.run(
         [sys.executable, __file__, "--measure", str(store), str(queries)], check=True, capture_output=True, text=True
     ).stdout)  # fmt: skip
@@ -174,6 +175,7 @@ def bench(kind: str, corpus: Path, queries: Path, store: Path) -> dict[str, Any]
         file.unlink()
     return {
         "build_seconds": round(seconds, 1),
+        "build_cpu_seconds": round(cpu_seconds, 1),
         "build_peak_mebibytes": build_peak,
         "reported_at_build": {key: measured[key] for key in ("bytes", "effort", "measured", "n_sentences")},
         "n_real": int(np.load(queries)["n_real"]),
@@ -198,13 +200,14 @@ def measure(path: Path, queries: Path) -> dict[str, Any]:
         q_QD, true_QK = held[name], held[f"true_{name}"]
         for size in (1, BATCH):
             store.search(q_QD[:size], K)
-            answers, begin = [], time.perf_counter()
+            answers, begin, cpu_begin = [], time.perf_counter(), time.process_time()
             for first in range(0, len(q_QD), size):
                 answers.append(store.search(q_QD[first : first + size], K)[1])
                 if time.perf_counter() - begin > SECONDS_OF_QUERIES:
                     break
             rows_QK = np.concatenate(answers)
             found[f"{name}_milliseconds_batch_{size}"] = round((time.perf_counter() - begin) / len(rows_QK) * 1000, 3)
+            found[f"{name}_cpu_milliseconds_batch_{size}"] = round((time.process_time() - cpu_begin) / len(rows_QK) * 1000, 3)
         hits = [len(set(rows) & set(true)) for rows, true in zip(rows_QK.tolist(), true_QK.tolist(), strict=False)]
         found[f"{name}_recall_at_10"] = round(sum(hits) / K / len(hits), 4)
         found[f"{name}_queries"] = len(hits)
@@ -228,8 +231,8 @@ def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a kind."""
     head = (
-        "| kind | rows | real | build, s | peak memory, MiB | index + vectors on disk, MiB | open, MiB | recall@10 perturbed | unseen | "
-        "ms a query, batch 1 | batch 64 |"
+        "| kind | rows | real | build, s (CPU) | peak memory, MiB | index + vectors on disk, MiB | open, MiB | recall@10 perturbed | "
+        "unseen | ms a query, batch 1 (CPU) | batch 64 (CPU) |"
     )
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for row in rows:
@@ -238,11 +241,14 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         size = row["reported_at_build"]["bytes"]
         disk = (size["index"] + size.get(".vectors.npy", 0)) / 2**20
-        alone, together = (row[f"unseen_milliseconds_batch_{n}"] for n in (1, BATCH))
+        alone, together = (
+            f"{row[f'unseen_milliseconds_batch_{n}']:.2f} ({row[f'unseen_cpu_milliseconds_batch_{n}']:.2f})" for n in (1, BATCH)
+        )
         lines.append(
-            f"| {row['kind']} | {row['rows']:,} | {row['n_real']:,} | {row['build_seconds']:,.0f} | {row['build_peak_mebibytes']:,.0f} | "
+            f"| {row['kind']} | {row['rows']:,} | {row['n_real']:,} | {row['build_seconds']:,.0f} ({row['build_cpu_seconds']:,.0f}) | "
+            f"{row['build_peak_mebibytes']:,.0f} | "
             f"{disk:,.0f} | {row['open_mebibytes']:,.0f} | {row['perturbed_recall_at_10']:.3f} | {row['unseen_recall_at_10']:.3f} | "
-            f"{alone:.2f} | {together:.2f} |"
+            f"{alone} | {together} |"
         )
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +30,13 @@ from lsm.lock import only_writer
 DIM, N, APPROXIMATE = 32, 2000, ["hnsw", "ivf-pq"]
 WHOLE = Effort(breadth=N, per_neighbour=N)
 """Every vector is a candidate."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread_in_faiss() -> Iterator[None]:
+    """Graphs that several threads build differ from one time to the next."""
+    with recall.one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
