@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Options(CommonOptions):
-    """Say what a corpus, run or adapter is, and whether it is whole."""
+    """Say what a corpus, run, adapter or phrase store is, and whether it is whole."""
 
     path: Positional[Path]
-    """Folder of a corpus, run, model or adapter."""
+    """Folder of a corpus, run, model or adapter, or file of a phrase store."""
     verify: bool = False
     """Read everything and compare it with its hashes."""
     text: bool = False
@@ -36,6 +36,8 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.corpus.format import MANIFEST, PLAN
 
     path = options.path
+    if path.is_file() and path.with_name(path.name + ".json").exists():
+        return _phrase_store(options)
     if not path.is_dir():
         raise UserError(f"{path} is {'a file, not a folder' if path.exists() else 'not there'}; name a corpus, run or adapter folder")
     if (path / MANIFEST).exists() or (path / PLAN).exists():
@@ -103,6 +105,24 @@ def _corpus(options: Options) -> dict[str, Any]:
     print(f"  segmenter  {', '.join(f'{key} {value}' for key, value in manifest['segmentation'].items()) or 'unknown'}")
     print("  whole      " + ("yes: every hash, row, vector and span agrees" if whole else "not checked; --verify reads everything"))
     return results
+
+
+def _phrase_store(options: Options) -> dict[str, Any]:
+    from lsm.corpus.format import encoder_line
+    from lsm.decode.phrase_store import PhraseStore, read_about
+
+    about = read_about(options.path)
+    if options.verify:
+        PhraseStore.open(options.path, verify=True)
+    kind, measured = about.get("kind", about.get("index")), about.get("measured")
+    print(f"phrase store {options.path}: {about['n_sentences']:,} texts, {kind}, format version {about.get('format_version', 1)}")
+    print(f"  encoder    {encoder_line(about['encoder'])}")
+    print(f"  corpus     {about.get('corpus') or 'not recorded'}")
+    if measured:
+        print(f"  measured   recall@10 {measured['recall_at_10']:.3f}, {measured['milliseconds_one_by_one']:.2f} ms a query on one thread")
+    print("  whole      " + ("yes: every hash and count agrees" if options.verify else "not checked; --verify reads everything"))
+    keys = ("n_sentences", "encoder", "corpus", "kind", "effort", "measured", "bytes")
+    return {"kind": "phrase store", "whole": options.verify or None, **{f"store_{k}" if k == "kind" else k: about.get(k) for k in keys}}
 
 
 def _codes(options: Options, corpus: Corpus) -> CorpusCodes:

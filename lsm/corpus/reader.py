@@ -224,6 +224,11 @@ class Corpus:
         names = [name for name in self.manifest["shards"][shard]["files"] if name.endswith(".npy")]
         return {name: self._npy(layout.shard_folder(self.path, shard) / name) for name in names}, self._table(shard)
 
+    def release(self) -> None:
+        """Let go of the shards held so far (mapped vectors, tables of sentences): for who passes over all of them once."""
+        self._vectors.clear()
+        self._tables.clear()
+
     def column(self, name: str) -> np.ndarray:
         """One numeric column of all sentences (section, part, n_tokens, truncated …), [n_sentences]."""
         files = [layout.shard_folder(self.path, shard) / layout.SENTENCES for shard in range(self.n_shards)]

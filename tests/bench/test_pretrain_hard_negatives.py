@@ -42,7 +42,7 @@ def test_hard_negatives_come_out_of_the_store(run_cli: Callable, tmp_path: Path,
     outcome = run_cli(*other, "--index", index)
     assert outcome.code == 2 and "is for hard negatives" in outcome.stderr
     store = PhraseStore.open(index)
-    PhraseStore(store._index, store._texts.drop_columns(["row", "times"]), store.encoder, store.corpus).save(phrases_beside(index))
+    PhraseStore(store.nearest, store._texts.drop_columns(["row", "times"]), store.encoder, store.corpus).save(phrases_beside(index))
     outcome = run_cli(*other, *HARD, "--index", phrases_beside(index))
     assert outcome.code == 2 and "store of phrases" in outcome.stderr
     PhraseStore.from_corpus(Corpus.open(held_out_corpus)).save(tmp_path / "foreign")

@@ -47,7 +47,7 @@ def test_saved_store_answers_the_same(small_corpus: Corpus, tmp_path: Path) -> N
 
 
 def test_a_large_store_searches_cells_and_still_finds(small_corpus: Corpus) -> None:
-    store = PhraseStore.from_corpus(small_corpus, flat_up_to=10)
+    store = PhraseStore.from_corpus(small_corpus, index="ivf-pq")
     _, rows_BK = store.search(small_corpus.vectors(5), 1)
     assert store.texts(rows_BK[:, 0]) == small_corpus.texts(5)
 
