@@ -96,8 +96,7 @@ def encode_corpus(job: EncodeJob, documents: Iterable[DocumentLike]) -> dict[str
         if nothing_to_do:
             manifest = read_json(job.out / layout.MANIFEST)
         else:
-            how = {"residual": plan.residual, "keep_text": plan.keep_text}
-            manifest = write_manifest(job.out, n_shards, plan.encoder, plan.segmentation, **how)
+            manifest = write_manifest(job.out, n_shards, plan.encoder, plan.segmentation, residual=plan.residual, keep_text=plan.keep_text)
     if nothing_to_do:
         say(f"nothing to do: {job.out} holds all {manifest['n_documents']:,} documents", quiet=job.quiet)
     return _results(job, manifest, cutter, written, time.monotonic() - start)
