@@ -25,6 +25,7 @@ FORMAT_VERSION_INT8 = 2
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 DERIVED = "derived.json"
+PULL = "pull.json"
 DOCUMENTS = "documents.parquet"
 SENTENCES = "sentences.parquet"
 SEMANTIC = "semantic.npy"
@@ -92,7 +93,14 @@ def shard_folder(corpus: Path, index: int) -> Path:
 
 def maker(corpus: Path) -> str:
     """The command that made a corpus and mends it when it is run again."""
+    if (corpus / PULL).exists():
+        return "lsm corpus pull"
     return "lsm corpus" if (corpus / DERIVED).exists() else "encode-corpus"
+
+
+def is_unfinished(corpus: Path) -> bool:
+    """Whether a folder is a corpus in the making."""
+    return not (corpus / MANIFEST).exists() and any((corpus / name).exists() for name in (PLAN, DERIVED, PULL))
 
 
 def semantic_part(dim: int, dtype: str = "float16") -> dict[str, Any]:

@@ -23,6 +23,16 @@ from lsm.files import fingerprint, read_json
 _VERSIONS = (layout.FORMAT_VERSION, layout.FORMAT_VERSION_INT8)
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a corpus; `UserError` where the file is something else or was written by a newer lsm."""
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != layout.FORMAT:
+        raise UserError(f"{path} is not the manifest of a corpus; name the folder that encode-corpus wrote")
+    if (version := manifest.get("format_version")) not in _VERSIONS:
+        raise UserError(f"corpus {path.parent} has format version {version}, this lsm reads {_VERSIONS[-1]} and older; update lsm")
+    return manifest
+
+
 class Corpus:
     """A finished corpus on disk. Documents are numbered 0 … n_documents − 1, rows (sentences) 0 … n_sentences − 1 throughout.
 
@@ -48,17 +58,12 @@ class Corpus:
         if not path.is_dir():
             raise UserError(f"corpus {path} does not exist; make it with: lsm encode-corpus INPUT --out {path}")
         if not (path / layout.MANIFEST).exists():
-            if (path / layout.PLAN).exists() or (path / layout.DERIVED).exists():
+            if layout.is_unfinished(path):
                 raise UserError(
                     f"corpus {path} is unfinished (no {layout.MANIFEST}); run its {layout.maker(path)} command again to finish it"
                 )
             raise UserError(f"{path} is not a corpus (no {layout.MANIFEST}); make one with: lsm encode-corpus INPUT --out DIR")
-        manifest = read_json(path / layout.MANIFEST)
-        if not isinstance(manifest, dict) or manifest.get("format") != layout.FORMAT:
-            raise UserError(f"{path / layout.MANIFEST} is not the manifest of a corpus; name the folder that encode-corpus wrote")
-        if (version := manifest.get("format_version")) not in _VERSIONS:
-            raise UserError(f"corpus {path} has format version {version}, this lsm reads {_VERSIONS[-1]} and older; update lsm")
-        return cls(path, manifest)
+        return cls(path, read_manifest(path / layout.MANIFEST))
 
     def __repr__(self) -> str:
         return f"Corpus({str(self.path)!r}, {self.n_documents:,} documents, {self.n_sentences:,} sentences, {self.dim} dims)"
