@@ -9,13 +9,14 @@ import zipfile
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from lsm.assets.hub_errors import hub_explained
 from lsm.assets.registry import RegisteredAsset, Wheel
 from lsm.errors import UserError
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """What is taken of a hub repository that has no entry in the registry: no pickles, no code, no other frameworks' weights."""
 _COPY_BYTES = 1 << 20
-_HUB_TIMEOUT_SECONDS = 20.0
+HUB_TIMEOUT_SECONDS = 20.0
 _NO_NETWORK = ("NameResolutionError", "NewConnectionError", "ConnectTimeout", "Name or service not known", "Temporary failure")
 """What pip's warnings say when the index cannot be reached; its last line then claims that there is no such package."""
 
@@ -87,29 +88,16 @@ def fetch_hub(
         UserError: no network, no such repository or revision, or one that needs a login.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        if not local_only:  # one short request first: the download itself tries for half a minute when there is no network
-            revision = HfApi().model_info(repository, revision=revision, timeout=_HUB_TIMEOUT_SECONDS).sha
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), local_files_only=local_only))
-    except HFValidationError as error:
-        raise UserError(f"{repository!r} is no local path and no hub id (owner/name)") from error
-    except LocalEntryNotFoundError as error:
-        why = "LSM_OFFLINE is set and the hub's cache lacks it" if local_only else "the hub cannot be reached"
-        raise UserError(f"{repository}: {why}") from error
-    except HfHubHTTPError as error:
-        raise UserError(f"the hub refuses {repository}: {str(error).splitlines()[0]}") from error
-    except _connection_errors() as error:
-        raise UserError(f"{repository}: the hub cannot be reached ({' '.join(str(error).split())})") from error
+    with hub_explained(repository):
+        try:
+            if not local_only:  # one short request first: the download itself tries for half a minute when there is no network
+                revision = HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_SECONDS).sha
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), local_files_only=local_only))
+        except LocalEntryNotFoundError as error:
+            why = "LSM_OFFLINE is set and the hub's cache lacks it" if local_only else "the hub cannot be reached"
+            raise UserError(f"{repository}: {why}") from error
     if not any(path.is_file() for path in folder.rglob("*")):
         raise UserError(f"{repository} on the hub holds none of {', '.join(patterns)}")
     return folder, folder.name
-
-
-def _connection_errors() -> tuple[type[Exception], ...]:
-    """What the hub's library lets through when there is no connection; its HTTP client is httpx or its successor."""
-    from huggingface_hub.utils import get_session
-
-    client = sys.modules[type(get_session()).__module__.partition(".")[0]]
-    return (OSError, client.TransportError) if hasattr(client, "TransportError") else (OSError,)

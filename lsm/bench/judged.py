@@ -47,7 +47,7 @@ class Documents:
     def _column(self, name: str) -> list[np.ndarray]:
         values = self.corpus.column(name)
         spans = (self.corpus.rows(int(doc)) for doc in self.numbers)
-        return [values[start:stop] for start, stop in spans]
+        return [np.array(values[start:stop]) for start, stop in spans]
 
 
 @dataclass(frozen=True)
@@ -112,4 +112,4 @@ def _run_record(run: Path) -> dict[str, Any]:
 
 def _keys(corpus: Corpus) -> list[str]:
     """`text_key` of every document."""
-    return [text_key(sha256) for sha256 in corpus.documents["text_sha256"].to_pylist()]
+    return [text_key(sha256) for sha256 in corpus.document_column("text_sha256").to_pylist()]

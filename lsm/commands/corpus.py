@@ -1,4 +1,4 @@
-"""`lsm corpus merge|split|filter|dedup|convert`: corpora from corpora, without encoding anything again."""
+"""`lsm corpus merge|split|filter|dedup|convert|push|pull`: corpora from corpora, without encoding anything again."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Options(CommonOptions):
-    """Make corpora of corpora, or other files of one."""
+    """Make corpora of corpora, or other files of one, or exchange them with the Hugging Face hub."""
 
-    action: tyro.conf.Positional[Literal["merge", "split", "filter", "dedup", "convert"]]
+    action: tyro.conf.Positional[Literal["merge", "split", "filter", "dedup", "convert", "push", "pull"]]
     """merge: several as one; split: held-out documents apart; filter: documents that are as asked; dedup: without documents that repeat
-    others; convert: parquet files with a column of vectors."""
+    others; convert: parquet files with a column of vectors, or with --vectors int8 a corpus of half the size;
+    push CORPUS REPOSITORY: to a dataset repository of the Hugging Face hub, with a data card; pull REPOSITORY FOLDER: from one."""
     corpora: tyro.conf.Positional[tuple[Path, ...]]
-    """Corpus folders; one, but for merge."""
-    out: Path
-    """Folder to write; split writes train/ and held-out/ into it. The same command goes on after a stop (convert begins again)."""
+    """Corpus folders; one, but for merge. push, pull: corpus folder and repository (owner/name), in the order of the way."""
+    out: Path | None = None
+    """Folder to write (not for push and pull); split writes train/ and held-out/ into it. The same command goes on after a stop (convert
+    to parquet begins again)."""
     held_out_fraction: float = 0.1
     """split: share of documents that is held out, chosen by a hash of their ids, not the one that lsm pretrain uses."""
     min_sentences: int | None = None
@@ -44,8 +46,15 @@ class Options(CommonOptions):
     """filter, dedup: leave out documents that share their sentences with these corpora (a held-out set, a benchmark)."""
     overlap: float = 0.5
     """filter --unlike, dedup: a document is left out when this share of its sentences (of sixteen letters or more) stands elsewhere."""
-    vectors: Literal["float32", "float16"] = "float32"
-    """convert: precision of the vectors in parquet; corpora hold float16."""
+    vectors: Literal["float32", "float16", "int8"] = "float32"
+    """convert: float32 or float16 writes parquet with vectors of that precision; int8 writes a corpus that every verb reads, whose semantic
+    vectors take a byte a number and one scale a row (cosine to float16 of MiniLM vectors: 0.9999)."""
+    licence: str = "unknown"
+    """push: licence of the texts, for the data card: an identifier of the hub (cc-by-4.0) or words."""
+    private: bool = False
+    """push: make the repository private, where it is made now."""
+    revision: str | None = None
+    """push: branch to write (default main); pull: branch, tag or commit to read, kept for later calls."""
 
 
 SPLIT_SALT = "lsm corpus split "
@@ -55,6 +64,8 @@ _OF_ACTION = {
     "dedup": ("unlike", "overlap"),
     "convert": ("vectors",),
     "merge": (),
+    "push": ("licence", "private", "revision"),
+    "pull": ("revision",),
 }
 
 
@@ -63,23 +74,35 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.corpus.reader import Corpus
 
     _check(options)
+    if options.action in ("push", "pull"):
+        from lsm.commands.corpus_hub import pull_corpus, push_corpus
+
+        return push_corpus(options) if options.action == "push" else pull_corpus(options)
+    out = options.out
+    assert out is not None
     corpora = [Corpus.open(path) for path in options.corpora]
     if options.action == "convert":
-        return _convert(options, corpora[0])
+        return _to_int8(options, corpora[0], out) if options.vectors == "int8" else _convert(options, corpora[0], out, options.vectors)
     if options.action == "split":
-        return _split(options, corpora[0])
+        return _split(options, corpora[0], out)
     if options.action == "merge":
         from lsm.corpus.choose import first_of_each_id
 
         keeps, n_twice = first_of_each_id(corpora)
-        return _derive(options, corpora, keeps, options.out) | {"n_in_several": n_twice}
-    return _derive(options, corpora, [_kept(options, corpora[0])], options.out)
+        return _derive(options, corpora, keeps, out) | {"n_in_several": n_twice}
+    return _derive(options, corpora, [_kept(options, corpora[0])], out)
 
 
 def _check(options: Options) -> None:
+    if options.action in ("push", "pull"):
+        if len(options.corpora) != 2 or options.out is not None:
+            ways = {"push": "CORPUS OWNER/NAME", "pull": "OWNER/NAME FOLDER"}
+            raise UserError(f"write: lsm corpus {options.action} {ways[options.action]}")
+    elif options.out is None:
+        raise UserError(f"lsm corpus {options.action}: --out is missing; give the folder to write")
     if not options.corpora:
         raise UserError(f"lsm corpus {options.action}: name a corpus folder")
-    if len(options.corpora) > 1 and options.action != "merge":
+    if len(options.corpora) > 1 and options.action not in ("merge", "push", "pull"):
         raise UserError(f"lsm corpus {options.action} takes one corpus; put several together first: lsm corpus merge")
     foreign = {name for names in _OF_ACTION.values() for name in names} - set(_OF_ACTION[options.action])
     if given := sorted(name for name in foreign if getattr(options, name) != getattr(Options, name)):
@@ -131,7 +154,7 @@ def _ids(path: Path) -> frozenset[str]:
     return ids
 
 
-def _split(options: Options, corpus: Corpus) -> dict[str, Any]:
+def _split(options: Options, corpus: Corpus, out: Path) -> dict[str, Any]:
     import numpy as np
 
     from lsm.corpus.sampler import split_documents
@@ -144,11 +167,13 @@ def _split(options: Options, corpus: Corpus) -> dict[str, Any]:
     ):
         keep_G = np.zeros(corpus.n_documents, dtype=bool)
         keep_G[numbers] = True
-        found[name] = _derive(options, [corpus], [keep_G], options.out / name)
+        found[name] = _derive(options, [corpus], [keep_G], out / name)
     return found
 
 
 def _derive(options: Options, corpora: list[Corpus], keeps: list[np.ndarray], out: Path) -> dict[str, Any]:
+    import numpy as np
+
     from lsm.corpus.derive import Chosen, derive
     from lsm.corpus.reader import Corpus
     from lsm.files import sha256_file
@@ -161,26 +186,37 @@ def _derive(options: Options, corpora: list[Corpus], keeps: list[np.ndarray], ou
     if options.unlike:
         made_by["unlike"] = [Corpus.open(path).fingerprint for path in options.unlike]
     chosen = [Chosen(corpus, keep_G) for corpus, keep_G in zip(corpora, keeps, strict=True)]
-    n_kept = sum(int(one.corpus.documents["n_sentences"].to_numpy()[one.keep_G].sum()) for one in chosen)
+    n_kept = sum(int(np.diff(one.corpus.starts)[one.keep_G].sum()) for one in chosen)
     with Progress(f"{options.action} → {out}", n_kept, "sentences", quiet=options.quiet) as progress:
-        manifest = derive(out, chosen, made_by, progress.advance)
+        manifest = derive(out, chosen, made_by, progress.advance, int8=options.vectors == "int8")
     counts = {key: manifest[key] for key in ("n_documents", "n_sentences")}
     left_out = sum(corpus.n_documents for corpus in corpora) - manifest["n_documents"]
-    told = "" if options.action == "split" else f"; {left_out:,} documents left out"
+    told = "" if options.action in ("split", "convert") else f"; {left_out:,} documents left out"
     print(f"corpus {out}: {counts['n_documents']:,} documents, {counts['n_sentences']:,} sentences{told}")
     return {"corpus": str(out), **counts, "n_left_out": left_out}
 
 
-def _convert(options: Options, corpus: Corpus) -> dict[str, Any]:
+def _to_int8(options: Options, corpus: Corpus, out: Path) -> dict[str, Any]:
+    import numpy as np
+
+    if corpus.parts()[0]["dtype"] == "int8":
+        raise UserError(f"corpus {corpus.path} holds int8 vectors already; use it as it is")
+    found = _derive(options, [corpus], [np.ones(corpus.n_documents, dtype=bool)], out)
+    before, after = (sum(file.stat().st_size for file in path.glob("shards/*/*")) for path in (corpus.path, out))
+    print(f"{before / 2**20:,.1f} MiB → {after / 2**20:,.1f} MiB")
+    return found | {"bytes_before": before, "bytes": after}
+
+
+def _convert(options: Options, corpus: Corpus, out: Path, precision: Literal["float32", "float16"]) -> dict[str, Any]:
     from lsm.corpus.convert import to_parquet
     from lsm.progress import Progress, say
 
-    if options.out.exists():
-        raise UserError(f"--out {options.out} is there already; choose another folder")
+    if out.exists():
+        raise UserError(f"--out {out} is there already; choose another folder")
     if not corpus.keeps_text:
         say(f"corpus {corpus.path} keeps residual codes and no text: the column text will be empty", quiet=options.quiet)
-    with Progress(f"convert → {options.out}", corpus.n_sentences, "sentences", quiet=options.quiet) as progress:
-        names = to_parquet(corpus, options.out, precision=options.vectors, advance=progress.advance)
-    n_bytes = sum((options.out / name).stat().st_size for name in names)
-    print(f"{options.out}: {corpus.n_sentences:,} rows in {len(names)} parquet files, {n_bytes / 2**20:,.1f} MiB")
-    return {"out": str(options.out), "files": names, "n_rows": corpus.n_sentences, "bytes": n_bytes}
+    with Progress(f"convert → {out}", corpus.n_sentences, "sentences", quiet=options.quiet) as progress:
+        names = to_parquet(corpus, out, precision=precision, advance=progress.advance)
+    n_bytes = sum((out / name).stat().st_size for name in names)
+    print(f"{out}: {corpus.n_sentences:,} rows in {len(names)} parquet files, {n_bytes / 2**20:,.1f} MiB")
+    return {"out": str(out), "files": names, "n_rows": corpus.n_sentences, "bytes": n_bytes}

@@ -33,14 +33,14 @@ class Options(CommonOptions):
 
 def run(options: Options) -> dict[str, Any]:
     """Describe the folder; `--verify` ends in a `UserError` that names what is broken."""
-    from lsm.corpus.format import MANIFEST, PLAN
+    from lsm.corpus.format import MANIFEST, is_unfinished
 
     path = options.path
     if path.is_file() and path.with_name(path.name + ".json").exists():
         return _phrase_store(options)
     if not path.is_dir():
         raise UserError(f"{path} is {'a file, not a folder' if path.exists() else 'not there'}; name a corpus, run or adapter folder")
-    if (path / MANIFEST).exists() or (path / PLAN).exists():
+    if (path / MANIFEST).exists() or is_unfinished(path):
         return _corpus(options)
     if options.text:
         raise UserError(f"--text: {path} is not a corpus; only a corpus holds text")
@@ -54,7 +54,7 @@ def run(options: Options) -> dict[str, Any]:
 def _corpus(options: Options) -> dict[str, Any]:
     import sys
 
-    from lsm.corpus.format import MANIFEST, PLAN, SHARDS, encoder_line, residual_line, shard_name
+    from lsm.corpus.format import MANIFEST, PLAN, SHARDS, encoder_line, maker, residual_line, shard_name
     from lsm.corpus.reader import Corpus
     from lsm.corpus.standing import shard_states
     from lsm.corpus.verify import verify
@@ -68,14 +68,16 @@ def _corpus(options: Options) -> dict[str, Any]:
             states = shard_states(path) if options.verify else []
             broken = "".join(f"; shard {shard_name(i)}: {state.problem}" for i, state in enumerate(states) if state.problem)
             raise UserError(
-                f"{path} is unfinished ({len(markers)} shards are done{broken}); run its encode-corpus command again to finish it"
+                f"{path} is unfinished ({len(markers)} shards are done{broken}); run its {maker(path)} command again to finish it"
             )
         done = [read_json(marker) for marker in markers]
-        plan = read_json(path / PLAN)
         counts = {key: sum(entry[key] for entry in done) for key in ("n_documents", "n_sentences")}
-        print(f"corpus {path}: UNFINISHED, {len(done)} shards done, {counts['n_sentences']:,} sentences; run encode-corpus again")
-        print(f"  encoder  {encoder_line(plan['encoder'])}")
-        return {"kind": "corpus", "whole": False, "n_shards": len(done), "encoder": plan["encoder"], **counts}
+        print(f"corpus {path}: UNFINISHED, {len(done)} shards done, {counts['n_sentences']:,} sentences; run {maker(path)} again")
+        results = {"kind": "corpus", "whole": False, "n_shards": len(done), **counts}
+        if (path / PLAN).exists():
+            results["encoder"] = read_json(path / PLAN)["encoder"]
+            print(f"  encoder  {encoder_line(results['encoder'])}")
+        return results
     corpus = Corpus.open(path)
     whole = None
     if options.verify:

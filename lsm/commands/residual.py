@@ -162,7 +162,7 @@ class CorpusCodes:
     def _require_whole(self, doc: int) -> None:
         from lsm.corpus.verify import require_whole_shard
 
-        shard = int(self.corpus.documents["shard"][doc].as_py())
+        shard = self.corpus.shard_of(doc)
         if shard not in self._whole_shards:
             require_whole_shard(self.corpus, shard)
             self._whole_shards.add(shard)

@@ -38,7 +38,7 @@ class Criteria:
         Raises:
             UserError: a document that was asked for by its id is not there.
         """
-        n_sentences_G = corpus.documents["n_sentences"].to_numpy()
+        n_sentences_G = np.diff(corpus.starts)
         keep_G = np.ones(corpus.n_documents, dtype=bool)
         if self.min_sentences is not None:
             keep_G &= n_sentences_G >= self.min_sentences
@@ -46,7 +46,7 @@ class Criteria:
             keep_G &= n_sentences_G <= self.max_sentences
         if self.source is not None:
             pattern = self.source
-            keep_G &= np.array([fnmatch(source or "", pattern) for source in corpus.documents["source"].to_pylist()], dtype=bool)
+            keep_G &= np.array([fnmatch(source or "", pattern) for source in corpus.document_column("source").to_pylist()], dtype=bool)
         if self.doc_ids is not None:
             if missing := self.doc_ids - set(corpus.doc_ids):
                 raise UserError(f"corpus {corpus.path} has no document {min(missing)!r} ({len(missing)} of the ids are not there)")
@@ -71,7 +71,7 @@ def first_of_each_id(corpora: Sequence[Corpus]) -> tuple[list[np.ndarray], int]:
     keeps = []
     for corpus in corpora:
         keep_G = np.ones(corpus.n_documents, dtype=bool)
-        for number, (doc_id, sha256) in enumerate(zip(corpus.doc_ids, corpus.documents["text_sha256"].to_pylist(), strict=True)):
+        for number, (doc_id, sha256) in enumerate(zip(corpus.doc_ids, corpus.document_column("text_sha256").to_pylist(), strict=True)):
             text, owner = known.setdefault(doc_id, (sha256, corpus))
             if text != sha256:
                 raise UserError(
@@ -110,12 +110,12 @@ def without_repetitions(
     seen: set[bytes] = set()
     texts: set[str] = set()
     for other in unlike:
-        texts |= set(other.documents["text_sha256"].to_pylist())
+        texts |= set(other.document_column("text_sha256").to_pylist())
         for _, hashes in _hashed(other):
             seen |= hashes
-    keep_G = np.ones(corpus.n_documents, dtype=bool)
+    keep_G, sha256_G = np.ones(corpus.n_documents, dtype=bool), corpus.document_column("text_sha256")
     for number, hashes in _hashed(corpus):
-        sha256 = corpus.documents["text_sha256"][number].as_py()
+        sha256 = sha256_G[number].as_py()
         repeated = len(hashes & seen) / len(hashes) if hashes else 0.0
         keep_G[number] = not (repeated >= overlap or sha256 in texts)
         if within and keep_G[number]:

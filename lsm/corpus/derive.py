@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from lsm.corpus import format as layout
+from lsm.corpus.int8 import to_int8
 from lsm.corpus.reader import Corpus
 from lsm.corpus.standing import shard_states
 from lsm.corpus.writer import write_manifest, write_shard_arrays
@@ -32,7 +33,12 @@ class Chosen:
 
 
 def derive(
-    out: Path, sources: Sequence[Chosen], made_by: dict[str, Any], advance: Callable[[int], None] = lambda n: None
+    out: Path,
+    sources: Sequence[Chosen],
+    made_by: dict[str, Any],
+    advance: Callable[[int], None] = lambda n: None,
+    *,
+    int8: bool = False,
 ) -> dict[str, Any]:
     """Write the chosen documents, in their order, as a corpus of their own; a second call goes on where the first stopped.
 
@@ -41,6 +47,7 @@ def derive(
     Args:
         made_by: the operation and its options, for the record; a resume with others is refused.
         advance: called with the number of sentences of each shard written, or found there.
+        int8: store the semantic vectors as int8 (`lsm.corpus.int8`); rows that are int8 already are copied.
 
     Returns:
         The manifest.
@@ -49,6 +56,7 @@ def derive(
         UserError: corpora of other vectors, codes or sentence boundaries; no document is left; the folder holds something else.
     """
     first = sources[0].corpus
+    int8 = int8 or first.parts()[0]["dtype"] == "int8"
     for source in sources:
         require_same_kind(first, source.corpus)
         if (inside := source.corpus.path.resolve()) in (out.resolve(), *out.resolve().parents):
@@ -69,11 +77,17 @@ def derive(
                 before += entry["n_documents"]
                 if keep_G.any():
                     done = states[index].done if index < len(states) else None
-                    done = done or _copy(source.corpus, shard, keep_G, out, index)
+                    done = done or _copy(source.corpus, shard, keep_G, out, index, int8)
                     advance(done["n_sentences"])
                     index += 1
         return write_manifest(
-            out, index, first.encoder, first.manifest["segmentation"], residual=first.residual, keep_text=first.keeps_text
+            out,
+            index,
+            first.encoder,
+            first.manifest["segmentation"],
+            residual=first.residual,
+            keep_text=first.keeps_text,
+            semantic_dtype="int8" if int8 else "float16",
         )
 
 
@@ -88,6 +102,12 @@ def require_same_kind(one: Corpus, other: Corpus) -> None:
     ):
         if mine != theirs:
             raise UserError(f"{other.path} differs from {one.path} in its {what}: {theirs} there, {mine} here; encode one of them again")
+    mine, theirs = (corpus.parts()[0]["dtype"] for corpus in (one, other))
+    if mine != theirs:
+        raise UserError(
+            f"{other.path} stores its vectors as {theirs}, {one.path} as {mine}; turn the other into int8 first: "
+            f"lsm corpus convert {other.path if mine == 'int8' else one.path} --vectors int8 --out DIR"
+        )
 
 
 def _claim(out: Path, record: dict[str, Any]) -> None:
@@ -106,7 +126,7 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
     write_json(path, record)
 
 
-def _copy(corpus: Corpus, shard: int, keep_G: np.ndarray, out: Path, index: int) -> dict[str, Any]:
+def _copy(corpus: Corpus, shard: int, keep_G: np.ndarray, out: Path, index: int, int8: bool) -> dict[str, Any]:
     """Write the kept documents of a shard as shard `index` of `out`; its done record. A damaged shard is not passed on."""
     folder = layout.shard_folder(corpus.path, shard)
     for name, sha256 in corpus.manifest["shards"][shard]["files"].items():
@@ -123,6 +143,8 @@ def _copy(corpus: Corpus, shard: int, keep_G: np.ndarray, out: Path, index: int)
     for name, array in arrays.items():
         rows = keep_S if name != layout.RESIDUAL_MORE else np.repeat(keep_S, sentences["code_count"].to_numpy().astype(np.int64) - 1)
         kept[name] = array[rows]
+    if int8 and layout.SEMANTIC_SCALE not in kept:
+        kept[layout.SEMANTIC], kept[layout.SEMANTIC_SCALE] = to_int8(kept[layout.SEMANTIC])
     documents = documents.filter(pa.array(keep_G))
     starts_G = np.concatenate([[0], np.cumsum(lengths_G[keep_G], dtype=np.int64)])[:-1]
     for name, values in (("shard", np.full(len(documents), index, np.int32)), ("first_row", starts_G)):

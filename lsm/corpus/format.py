@@ -1,7 +1,8 @@
 """The corpus format: file names, parquet schemas, and what makes two encoders the same; reader and writer agree on it here.
 
     corpus/ manifest.json plan.json (or derived.json, where it was made of other corpora) documents.parquet
-            shards/00000/ semantic.npy [residual.npy residual-more.npy] sentences.parquet documents.parquet done.json
+            index/ starts.npy section.npy part.npy done.json
+            shards/00000/ semantic.npy [semantic-scale.npy residual.npy residual-more.npy] sentences.parquet documents.parquet done.json
 
 No file holds a time, a host name or a path, so the same input gives the same bytes anywhere.
 """
@@ -19,16 +20,21 @@ from lsm.files import fingerprint, read_json
 
 FORMAT = "lsm-corpus"
 FORMAT_VERSION = 1
+FORMAT_VERSION_INT8 = 2
+"""Of corpora with int8 semantic vectors, which an older lsm must not open; those with float16 stay at 1."""
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 DERIVED = "derived.json"
+PULL = "pull.json"
 DOCUMENTS = "documents.parquet"
 SENTENCES = "sentences.parquet"
 SEMANTIC = "semantic.npy"
+SEMANTIC_SCALE = "semantic-scale.npy"
 RESIDUAL = "residual.npy"
 RESIDUAL_MORE = "residual-more.npy"
 SHARDS = "shards"
+INDEX = "index"
 
 DOCUMENT_SCHEMA = pa.schema(
     [
@@ -88,6 +94,8 @@ def shard_folder(corpus: Path, index: int) -> Path:
 
 def maker(corpus: Path) -> str:
     """The command that made a corpus and mends it when it is run again."""
+    if (corpus / PULL).exists():
+        return "lsm corpus pull"
     return "lsm corpus" if (corpus / DERIVED).exists() else "encode-corpus"
 
 
@@ -110,9 +118,14 @@ def broken_manifest(corpus: Path, why: str) -> str:
     return f"{corpus / MANIFEST} is damaged ({why}); {mended_by(corpus)}"
 
 
-def semantic_part(dim: int) -> dict[str, Any]:
-    """The manifest's entry for the frozen encoder's output."""
-    return {"name": "semantic", "dim": dim, "dtype": "float16", "scale": None}
+def is_unfinished(corpus: Path) -> bool:
+    """Whether a folder is a corpus in the making."""
+    return not (corpus / MANIFEST).exists() and any((corpus / name).exists() for name in (PLAN, DERIVED, PULL))
+
+
+def semantic_part(dim: int, dtype: str = "float16") -> dict[str, Any]:
+    """The manifest's entry for the frozen encoder's output: float16 as it is, or int8 with one scale a row."""
+    return {"name": "semantic", "dim": dim, "dtype": dtype, "scale": "rows" if dtype == "int8" else None}
 
 
 def residual_part(residual: dict[str, Any]) -> dict[str, Any]:

@@ -1,26 +1,39 @@
-"""Reading a corpus: vectors memory-mapped, texts loaded shard by shard when asked for.
+"""Reading a corpus: vectors and the index memory-mapped, texts loaded shard by shard when asked for.
 
 Shape letters: S sentences of a document, D vector width, B rows asked for.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lsm.corpus import format as layout
+from lsm.corpus.index import open_index
+from lsm.corpus.int8 import from_int8
+from lsm.corpus.shards import ShardFiles
 from lsm.errors import UserError
 from lsm.files import fingerprint, read_json
 
-_TABLES_KEPT = 16
-"""Sentence tables held in memory at a time: a few MB each."""
+_VERSIONS = (layout.FORMAT_VERSION, layout.FORMAT_VERSION_INT8)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a corpus; `UserError` where the file is something else or was written by a newer lsm."""
+    try:
+        manifest = read_json(path)
+    except UserError as error:
+        raise UserError(layout.broken_manifest(path.parent, "it is not JSON")) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != layout.FORMAT:
+        raise UserError(f"{path} is not the manifest of a corpus; name the folder that encode-corpus wrote")
+    if (version := manifest.get("format_version")) not in _VERSIONS:
+        raise UserError(f"corpus {path.parent} has format version {version}, this lsm reads {_VERSIONS[-1]} and older; update lsm")
+    return manifest
 
 
 _NEEDED = ("encoder", "residual", "parts", "segmentation", "n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated")
@@ -35,10 +48,11 @@ class Corpus:
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
-        self._vectors: dict[tuple[int, str], np.ndarray] = {}
-        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
-        counts = [shard["n_sentences"] for shard in manifest["shards"]]
-        self._shard_starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        self._files = ShardFiles(path, manifest)
+        self._shard_starts, self._shard_documents = (
+            np.concatenate([[0], np.cumsum([shard[key] for shard in manifest["shards"]], dtype=np.int64)]).astype(np.int64)
+            for key in ("n_sentences", "n_documents")
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> Corpus:
@@ -51,21 +65,12 @@ class Corpus:
         if not path.is_dir():
             raise UserError(f"corpus {path} does not exist; make it with: lsm encode-corpus INPUT --out {path}")
         if not (path / layout.MANIFEST).exists():
-            if (path / layout.PLAN).exists() or (path / layout.DERIVED).exists():
+            if layout.is_unfinished(path):
                 raise UserError(
                     f"corpus {path} is unfinished (no {layout.MANIFEST}); run its {layout.maker(path)} command again to finish it"
                 )
             raise UserError(f"{path} is not a corpus (no {layout.MANIFEST}); make one with: lsm encode-corpus INPUT --out DIR")
-        try:
-            manifest = read_json(path / layout.MANIFEST)
-        except UserError as error:
-            raise UserError(layout.broken_manifest(path, "it is not JSON")) from error
-        if not isinstance(manifest, dict) or manifest.get("format") != layout.FORMAT:
-            raise UserError(f"{path / layout.MANIFEST} is not the manifest of a corpus; name the folder that encode-corpus wrote")
-        if manifest.get("format_version") != layout.FORMAT_VERSION:
-            raise UserError(
-                f"corpus {path} has format version {manifest.get('format_version')}, this lsm reads {layout.FORMAT_VERSION}; update lsm"
-            )
+        manifest = read_manifest(path / layout.MANIFEST)
         try:
             corpus = cls(path, manifest)
             missing = [name for name in _NEEDED if name not in manifest]
@@ -129,23 +134,29 @@ class Corpus:
 
     @cached_property
     def documents(self) -> pa.Table:
-        """The table of documents (`format.DOCUMENT_SCHEMA`), one row a document."""
-        table = self._parquet(self.path / layout.DOCUMENTS)
-        if len(table) < self.n_documents:
-            raise UserError(f"{self.path / layout.DOCUMENTS} lists {len(table)} documents, the manifest {self.n_documents}; encode again")
-        # An append that died between this table and the manifest has left further rows: they do not exist yet.
-        return table.slice(0, self.n_documents)
+        """The whole table of documents (`format.DOCUMENT_SCHEMA`), one row a document; `document_column` reads less."""
+        return self._document_table(None)
+
+    def document_column(self, name: str) -> pa.ChunkedArray:
+        """One column of the table of documents."""
+        return self._document_table([name])[name]
 
     @cached_property
     def doc_ids(self) -> list[str]:
         """Every document's id, in order."""
-        return self.documents["doc_id"].to_pylist()
+        return self.document_column("doc_id").to_pylist()
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """First row of every document and, last, n_sentences: int64 [n_documents + 1]."""
-        lengths = self.documents["n_sentences"].to_numpy().astype(np.int64)
-        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        """First row of every document and, last, n_sentences: int64 [n_documents + 1], memory-mapped where there is an index."""
+        if self._index is not None:
+            return self._index["starts"]
+        lengths = self.document_column("n_sentences").to_numpy()
+        return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+    @cached_property
+    def _index(self) -> dict[str, np.ndarray] | None:
+        return open_index(self.path, self.manifest)
 
     def rows(self, doc: int) -> tuple[int, int]:
         """Rows [start, stop) of a document."""
@@ -160,40 +171,39 @@ class Corpus:
         """Sentence vectors of a document, float16 [S, D].
 
         Args:
-            part: semantic, a view into the memory-mapped shard; or residual, a copy of its learned codes in their own unit
-                (superposition codes are no vectors: `residual_arrays`).
+            part: semantic, a view into the memory-mapped shard, or a copy where they are stored as int8; or residual, a copy of its
+                learned codes in their own unit (superposition codes are no vectors: `residual_arrays`).
         """
         shard, first, stop = self._place(doc)
-        return self._as_float16(self._shard_vectors(shard, part)[first:stop], part)
+        return self._float16(shard, part, slice(first, stop))
 
     def vector_at(self, rows: Sequence[int] | np.ndarray, part: str = "semantic") -> np.ndarray:
         """Sentence vectors of any rows, float16 [B, D], in the order asked for."""
         rows = np.asarray(rows, dtype=np.int64)
         out_BD = np.empty((len(rows), int(self._part(part)["dim"])), dtype=np.float16)
         for shard, where, local in self._by_shard(rows):
-            out_BD[where] = self._as_float16(self._shard_vectors(shard, part)[local], part)
+            out_BD[where] = self._float16(shard, part, local)
         return out_BD
 
     def residual_arrays(self, doc: int) -> dict[str, np.ndarray]:
         """The superposition codes of a document, as `lsm.codes.storage.from_arrays` takes them."""
         assert self.residual is not None and self.residual["kind"] == "superposition"
         shard, first, stop = self._place(doc)
-        table = self._table(shard)
+        table = self._files.sentences(shard)
         names = [name for name in layout.RESIDUAL_SCHEMAS["superposition"].names if name != "code_steps"]
         arrays = {name: table[name].to_numpy()[first:stop] for name in names}
         more_S = table["code_count"].to_numpy().astype(np.int64) - 1
         begin = int(more_S[:first].sum())
-        arrays["residual"] = self._shard_array(shard, layout.RESIDUAL, len(table))[first:stop]
-        arrays["residual-more"] = self._shard_array(shard, layout.RESIDUAL_MORE, int(more_S.sum()))[
-            begin : begin + int(more_S[first:stop].sum())
-        ]
+        arrays["residual"] = self._files.packed(shard, layout.RESIDUAL, len(table))[first:stop]
+        more = self._files.packed(shard, layout.RESIDUAL_MORE, int(more_S.sum()))
+        arrays["residual-more"] = more[begin : begin + int(more_S[first:stop].sum())]
         arrays["code_steps"] = table["code_steps"].slice(first, stop - first).combine_chunks().flatten().to_numpy()
         return arrays
 
     def sentences(self, doc: int) -> pa.Table:
         """The table of a document's sentences (`format.SENTENCE_SCHEMA`)."""
         shard, first, stop = self._place(doc)
-        return self._table(shard).slice(first, stop - first)
+        return self._files.sentences(shard).slice(first, stop - first)
 
     def texts(self, doc: int) -> list[str]:
         """A document's sentences as text, [S]; `UserError` where the corpus keeps residual codes only."""
@@ -206,14 +216,17 @@ class Corpus:
         rows = np.asarray(rows, dtype=np.int64)
         out: list[str] = [""] * len(rows)
         for shard, where, local in self._by_shard(rows):
-            for place, text in zip(where, self._table(shard)["text"].take(pa.array(local)).to_pylist(), strict=True):
+            for place, text in zip(where, self._files.sentences(shard)["text"].take(pa.array(local)).to_pylist(), strict=True):
                 out[place] = text
         return out
 
+    def shard_of(self, doc: int) -> int:
+        """The shard in which a document lies."""
+        return int(np.searchsorted(self._shard_documents, doc, side="right")) - 1
+
     def shard_documents(self, shard: int) -> pa.Table:
-        """The rows of the table of documents that lie in a shard."""
-        start, stop = np.searchsorted(self.documents["shard"].to_numpy(), [shard, shard + 1])
-        return self.documents.slice(int(start), int(stop - start))
+        """The table of the documents that lie in a shard."""
+        return self._files.documents(shard)
 
     def shard_rows(self, shard: int) -> tuple[int, int]:
         """Rows [start, stop) of the corpus that lie in a shard."""
@@ -222,22 +235,27 @@ class Corpus:
     def shard_files(self, shard: int) -> tuple[dict[str, np.ndarray], pa.Table]:
         """A shard as it is stored: its arrays by file name, memory-mapped, and its table of sentences."""
         names = [name for name in self.manifest["shards"][shard]["files"] if name.endswith(".npy")]
-        return {name: self._npy(layout.shard_folder(self.path, shard) / name) for name in names}, self._table(shard)
+        return {name: self._files.npy(shard, name) for name in names}, self._files.sentences(shard)
 
     def release(self) -> None:
         """Let go of the shards held so far (mapped vectors, tables of sentences): for who passes over all of them once."""
-        self._vectors.clear()
-        self._tables.clear()
+        self._files.release()
 
     def column(self, name: str) -> np.ndarray:
-        """One numeric column of all sentences (section, part, n_tokens, truncated …), [n_sentences]."""
+        """One numeric column of all sentences (section, part, n_tokens, truncated …), [n_sentences]; not to be written into.
+
+        `section` and `part` are memory-mapped where there is an index; anything else is read as a whole.
+        """
+        if self._index is not None and name in self._index:
+            return self._index[name]
         files = [layout.shard_folder(self.path, shard) / layout.SENTENCES for shard in range(self.n_shards)]
-        pieces = [self._parquet(file, [name])[name].to_numpy() for file in files]
+        pieces = [self._files.parquet(file, [name])[name].to_numpy() for file in files]
         return np.concatenate(pieces) if pieces else np.zeros(0)
 
     def document_text(self, doc: int, texts: Sequence[str] | None = None) -> str:
         """The document as it was read, exactly, from its own sentences or from `texts` (read from its residual codes)."""
-        pieces = [self.documents["lead"][doc].as_py()]
+        shard = self.shard_of(doc)
+        pieces = [self.shard_documents(shard)["lead"][doc - int(self._shard_documents[shard])].as_py()]
         for text, gap in zip(self.texts(doc) if texts is None else texts, self.sentences(doc)["gap"].to_pylist(), strict=True):
             pieces += (text, gap)
         return "".join(pieces)
@@ -248,19 +266,31 @@ class Corpus:
                 f"corpus {self.path} keeps its sentences as residual codes only; read them with: lsm inspect {self.path} --text"
             )
 
+    def _document_table(self, columns: list[str] | None) -> pa.Table:
+        table = self._files.parquet(self.path / layout.DOCUMENTS, columns)
+        if len(table) < self.n_documents:
+            raise UserError(f"{self.path / layout.DOCUMENTS} lists {len(table)} documents, the manifest {self.n_documents}; encode again")
+        # An append that died between this table and the manifest has left further rows: they do not exist yet.
+        return table.slice(0, self.n_documents)
+
     def _place(self, doc: int) -> tuple[int, int, int]:
+        """Shard of a document, and its rows [first, stop) there."""
         start, stop = self.rows(doc)
-        shard = int(self.documents["shard"][doc].as_py())
+        shard = self.shard_of(doc)
         offset = int(self._shard_starts[shard])
         return shard, start - offset, stop - offset
 
-    def _by_shard(self, rows: np.ndarray) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
-        if len(rows) and (rows.min() < 0 or rows.max() >= self.n_sentences):
+    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Shard, places in `rows`, and rows inside the shard, for every shard that holds some."""
+        if not len(rows):
+            return
+        if rows.min() < 0 or rows.max() >= self.n_sentences:
             raise IndexError(f"rows must lie in 0 … {self.n_sentences - 1}")
-        shard_of = np.searchsorted(self._shard_starts, rows, side="right") - 1
-        for shard in np.unique(shard_of):
-            where = np.flatnonzero(shard_of == shard)
-            yield int(shard), where, rows[where] - self._shard_starts[shard]
+        shard_B = np.searchsorted(self._shard_starts, rows, side="right") - 1
+        order_B = np.argsort(shard_B, kind="stable")
+        for where in np.split(order_B, np.flatnonzero(np.diff(shard_B[order_B])) + 1):
+            shard = int(shard_B[where[0]])
+            yield shard, where, rows[where] - self._shard_starts[shard]
 
     def _part(self, name: str) -> dict[str, Any]:
         found = next((entry for entry in self.parts() if entry["name"] == name), None)
@@ -273,56 +303,12 @@ class Corpus:
             )
         return found
 
-    def _as_float16(self, stored: np.ndarray, part: str) -> np.ndarray:
-        scale = self._part(part)["scale"]
-        return stored if scale is None else (stored * np.float32(scale)).astype(np.float16)
-
-    def _shard_vectors(self, shard: int, part: str) -> np.ndarray:
+    def _float16(self, shard: int, part: str, rows: slice | np.ndarray) -> np.ndarray:
+        """Vectors of some rows of a shard, a view where they are stored as float16 and asked for by a slice."""
         entry = self._part(part)
-        if (shard, part) not in self._vectors:
-            path = layout.shard_folder(self.path, shard) / f"{part}.npy"
-            array = self._npy(path)
-            wanted = (self.manifest["shards"][shard]["n_sentences"], int(entry["dim"]))
-            if array.shape != wanted or array.dtype != np.dtype(entry["dtype"]):
-                raise self._broken(path, f"{array.dtype} {array.shape} instead of {entry['dtype']} {wanted}")
-            self._vectors[shard, part] = array
-        return self._vectors[shard, part]
-
-    def _shard_array(self, shard: int, name: str, n_rows: int) -> np.ndarray:
-        """Packed residual codes of a shard, uint8 [n_rows, bytes], memory-mapped."""
-        path = layout.shard_folder(self.path, shard) / name
-        array = self._npy(path)
-        if array.dtype != np.uint8 or array.ndim != 2 or len(array) != n_rows:
-            raise self._broken(path, f"{array.dtype} {array.shape} instead of uint8 {(n_rows,)}")
-        return array
-
-    def _npy(self, path: Path) -> np.ndarray:
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise self._broken(path, error) from error
-
-    def _table(self, shard: int) -> pa.Table:
-        if shard not in self._tables:
-            path = layout.shard_folder(self.path, shard) / layout.SENTENCES
-            table = self._parquet(path)
-            if len(table) != self.manifest["shards"][shard]["n_sentences"]:
-                raise self._broken(path, f"{len(table)} rows instead of {self.manifest['shards'][shard]['n_sentences']}")
-            self._tables[shard] = table
-            if len(self._tables) > _TABLES_KEPT:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(shard)
-        return self._tables[shard]
-
-    def _parquet(self, path: Path, columns: list[str] | None = None) -> pa.Table:
-        try:
-            return pq.read_table(path, columns=columns, partitioning=None)
-        except (OSError, pa.ArrowException) as error:
-            raise self._broken(path, error) from error
-
-    def _broken(self, path: Path, why: object) -> UserError:
-        reason = " ".join(str(why).split())[:200]
-        return UserError(
-            f"{path} is damaged or missing ({reason}); run the {layout.maker(self.path)} command that made {self.path} again, "
-            "which mends what is broken (lsm inspect --verify names it)"
-        )
+        stored = self._files.vectors(shard, f"{part}.npy", entry["dtype"], int(entry["dim"]))[rows]
+        if entry["scale"] is None:
+            return stored
+        if entry["scale"] == "rows":
+            return from_int8(stored, self._files.vectors(shard, f"{part}-scale.npy", "float32")[rows])
+        return (stored * np.float32(entry["scale"])).astype(np.float16)

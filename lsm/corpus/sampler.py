@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,13 +70,17 @@ class ArrayDocuments:
         zeros = np.zeros(self.starts[-1], dtype=np.int32)
         self._columns = {"part": zeros if parts is None else parts, "section": zeros if sections is None else sections}
 
+    @cached_property
+    def _every_ND(self) -> np.ndarray:
+        return np.concatenate(self._vectors)
+
     def vectors(self, doc: int) -> np.ndarray:
         """Sentence vectors of a document, [S, D]."""
         return self._vectors[doc]
 
     def vector_at(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Sentence vectors of any rows, [B, D]."""
-        return np.concatenate(self._vectors)[np.asarray(rows, dtype=np.int64)]
+        return self._every_ND[np.asarray(rows, dtype=np.int64)]
 
     def text_at(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The text of any rows."""
@@ -153,14 +159,14 @@ class PackedSampler:
         assert context >= 2 and rows >= 1
         self.source, self.context, self.rows, self.seed = source, context, rows, seed
         self._windows_W3 = _windows(source.starts, np.asarray(documents, dtype=np.int64), context)
-        self._packed = _pack(self._windows_W3[:, 2] - self._windows_W3[:, 1], context)
+        self._members_W, self._row_starts = _pack(self._windows_W3[:, 2] - self._windows_W3[:, 1], context)
         self._parts, self._sections = source.column("part"), source.column("section")
         self._order: tuple[int, np.ndarray] | None = None
 
     @property
     def n_rows(self) -> int:
         """Packed rows, all of which one epoch shows."""
-        return len(self._packed)
+        return len(self._row_starts) - 1
 
     @property
     def n_batches(self) -> int:
@@ -191,23 +197,24 @@ class PackedSampler:
 
     def rows_of(self, numbers: np.ndarray) -> PackedBatch:
         """The batch made of the given packed rows, only as wide as its longest row."""
-        windows = [self._packed[n] for n in numbers]
-        lengths = self._windows_W3[:, 2] - self._windows_W3[:, 1]
-        width = max(int(lengths[w].sum()) for w in windows)
-        dim = self.source.vectors(int(self._windows_W3[windows[0][0], 0])).shape[1]
-        shape = (len(windows), width)
-        z_BSD = np.zeros((*shape, dim), dtype=np.float32)
+        windows = [self._members_W[self._row_starts[n] : self._row_starts[n + 1]] for n in numbers]
+        lengths = [self._windows_W3[members, 2] - self._windows_W3[members, 1] for members in windows]
+        shape = (len(windows), max(int(some.sum()) for some in lengths))
         segment_BS, document_BS, row_id_BS, part_BS, section_BS = (np.full(shape, PAD, dtype=np.int64) for _ in range(5))
         for row, members in enumerate(windows):
             place = 0
             for segment, window in enumerate(members):
                 doc, start, stop = (int(value) for value in self._windows_W3[window])
                 there = slice(place, place + stop - start)
-                z_BSD[row, there] = self.source.vectors(doc)[start:stop]
                 segment_BS[row, there], document_BS[row, there] = segment, doc
-                row_id_BS[row, there] = rows = np.arange(start, stop) + self.source.starts[doc]
-                part_BS[row, there], section_BS[row, there] = self._parts[rows], self._sections[rows]
+                row_id_BS[row, there] = np.arange(start, stop) + self.source.starts[doc]
                 place = there.stop
+        there_BS = segment_BS != PAD
+        rows = row_id_BS[there_BS]
+        part_BS[there_BS], section_BS[there_BS] = self._parts[rows], self._sections[rows]
+        z_ND = self.source.vector_at(rows)
+        z_BSD = np.zeros((*shape, z_ND.shape[1]), dtype=np.float32)
+        z_BSD[there_BS] = z_ND
         return PackedBatch(z_BSD, segment_BS, document_BS, row_id_BS, part_BS, section_BS, _content(z_BSD))
 
 
@@ -219,34 +226,60 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 def _windows(starts: np.ndarray, documents: np.ndarray, context: int) -> np.ndarray:
     """(document, first sentence, stop) of every window, int64 [W, 3]; documents of one sentence have nothing to predict and give none."""
-    windows = []
-    for doc in documents:
-        length = int(starts[doc + 1] - starts[doc])
-        windows += [(doc, start, min(length, start + context)) for start in range(0, length - 1, context - 1)]
-    return np.array(windows, dtype=np.int64).reshape(-1, 3)
+    lengths_N = starts[documents + 1] - starts[documents]
+    counts_N = np.maximum(0, -(-(lengths_N - 1) // (context - 1)))
+    of_W = np.repeat(np.arange(len(documents)), counts_N)
+    within_W = np.arange(len(of_W)) - np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
+    first_W = within_W * (context - 1)
+    return np.stack([documents[of_W], first_W, np.minimum(lengths_N[of_W], first_W + context)], axis=1)
 
 
-def _pack(lengths: np.ndarray, context: int) -> list[np.ndarray]:
-    """Which windows share a row: each goes to the fullest of a few open rows that still takes it."""
-    closed: list[list[int]] = []
-    open_rows: list[tuple[int, list[int]]] = []  # (places left, windows)
-    for window, length in enumerate(lengths.tolist()):
-        fitting = [row for row in open_rows if row[0] >= length]
-        if fitting:
-            best = min(fitting, key=lambda row: row[0])
-            open_rows.remove(best)
-            left, members = best[0] - length, [*best[1], window]
+def _pack(lengths_W: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which windows share a row: each goes to the fullest of a few open rows that still takes it, the oldest of equally full ones.
+
+    Rows stand in the order in which they were closed. A window of `context` or `context` - 1 sentences is a row of its own at once, so that
+    only the shorter ones, two or fewer a document, are gone through one by one.
+
+    Returns:
+        The windows, row by row, int64 [W], and where each row starts among them, int64 [rows + 1].
+    """
+    closed_W = np.arange(len(lengths_W))  # after which window the row of each was closed
+    open_rows: list[deque[tuple[int, list[int]]]] = [deque() for _ in range(context)]  # by places left: (its last window, windows)
+    filled = 0  # bit n: there is an open row with n places left
+    n_open = 0
+    short = np.flatnonzero(lengths_W < context - 1)
+    for window, length in zip(short.tolist(), lengths_W[short].tolist(), strict=True):
+        if fitting := filled >> length:
+            found = length + _lowest(fitting)
+            _, members = open_rows[found].popleft()
+            filled ^= 0 if open_rows[found] else 1 << found
+            n_open -= 1
+            members.append(window)
+            left = found - length
         else:
             left, members = context - length, [window]
         if left < 2:
-            closed.append(members)
+            closed_W[members] = window
             continue
-        open_rows.append((left, members))
-        if len(open_rows) > _OPEN_ROWS:
-            fullest = min(open_rows, key=lambda row: row[0])
-            open_rows.remove(fullest)
-            closed.append(fullest[1])
-    return [np.array(members, dtype=np.int64) for members in closed + [members for _, members in open_rows]]
+        open_rows[left].append((window, members))
+        filled |= 1 << left
+        n_open += 1
+        if n_open > _OPEN_ROWS:
+            fullest = _lowest(filled)
+            _, members = open_rows[fullest].popleft()
+            filled ^= 0 if open_rows[fullest] else 1 << fullest
+            n_open -= 1
+            closed_W[members] = window
+    for last, members in (row for rows in open_rows for row in rows):
+        closed_W[members] = len(lengths_W) + last
+    members_W = np.argsort(closed_W, kind="stable")
+    row_starts = np.flatnonzero(np.diff(closed_W[members_W], prepend=-1, append=2 * len(lengths_W) + 1))
+    return members_W, row_starts
+
+
+def _lowest(bits: int) -> int:
+    """Place of the lowest bit that is set."""
+    return (bits & -bits).bit_length() - 1
 
 
 def _content(z_BSD: np.ndarray) -> np.ndarray:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lsm.corpus import format as layout
+from lsm.corpus.index import require_whole_index
 from lsm.corpus.reader import Corpus
 from lsm.corpus.standing import file_problem
 from lsm.corpus.writer import content_sha256, read_done, text_sha256
@@ -54,6 +56,10 @@ def verify(corpus: Corpus, advance: Callable[[int], None] = lambda n: None, read
             problems.append(f"shard {layout.shard_name(index)}: {problem}")
         n_documents += entry["n_documents"]
         advance(entry["n_sentences"])
+    try:
+        require_whole_index(corpus.path, corpus.manifest)
+    except UserError as error:
+        problems.append(str(error))
     if problems:
         raise UserError(f"{corpus.path} is not whole: {_listed(problems)}; {layout.mended_by(corpus.path, broken)}")
 
@@ -107,15 +113,20 @@ def _differs_from_plan(corpus: Corpus, keys: Sequence[str]) -> str | None:
 
 
 def _problem(corpus: Corpus, index: int, read: Callable[[], list[str]] | None = None) -> str | None:
-    return shard_problem(corpus.path, index, corpus.dim, read) or _differs_from_manifest(corpus, index)
+    return shard_problem(corpus.path, index, corpus.parts()[0], read) or _differs_from_manifest(corpus, index)
 
 
 def _of_shard(corpus: Corpus, read_texts: ReadTexts, first: int, n: int) -> Callable[[], list[str]]:
     return lambda: [text for doc in range(first, first + n) for text in read_texts(doc)]
 
 
-def shard_problem(path: Path, index: int, dim: int, read: Callable[[], list[str]] | None = None) -> str | None:
-    """What is wrong with a shard, in a few words; None when it is whole. `read` gives its sentences where it keeps no text."""
+def shard_problem(path: Path, index: int, semantic: dict[str, Any], read: Callable[[], list[str]] | None = None) -> str | None:
+    """What is wrong with a shard, in a few words; None when it is whole.
+
+    Args:
+        semantic: the manifest's entry of the semantic part.
+        read: gives the shard's sentences where it keeps no text.
+    """
     folder = layout.shard_folder(path, index)
     try:
         done = read_done(path, index)
@@ -124,22 +135,30 @@ def shard_problem(path: Path, index: int, dim: int, read: Callable[[], list[str]
         if problem := file_problem(folder, done["files"]):
             return problem
         z_SD = np.load(folder / layout.SEMANTIC, mmap_mode="r", allow_pickle=False)
+        scale_S = np.load(folder / layout.SEMANTIC_SCALE, allow_pickle=False) if semantic["scale"] == "rows" else None
         sentences = pq.read_table(folder / layout.SENTENCES, partitioning=None)
         documents = pq.read_table(folder / layout.DOCUMENTS, partitioning=None)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
         return " ".join(str(error).split())[:200]
-    if z_SD.shape != (done["n_sentences"], dim) or z_SD.dtype != np.float16:
-        return f"{layout.SEMANTIC} holds {z_SD.dtype} {z_SD.shape}, not float16 {(done['n_sentences'], dim)}"
+    if problem := _vectors_problem(z_SD, scale_S, (done["n_sentences"], int(semantic["dim"])), semantic["dtype"]):
+        return problem
     if len(sentences) != done["n_sentences"] or len(documents) != done["n_documents"]:
         return f"{len(sentences)} sentences and {len(documents)} documents, not {done['n_sentences']} and {done['n_documents']}"
-    if not np.isfinite(z_SD).all():
-        return f"vector {int(np.flatnonzero(~np.isfinite(z_SD).all(axis=1))[0])} is not finite"
     texts = sentences["text"].to_pylist()
     if sentences["text"].null_count:
         if read is None:
             return None
         texts = read()
     return _text_problem(sentences, texts, documents, done["content_sha256"])
+
+
+def _vectors_problem(z_SD: np.ndarray, scale_S: np.ndarray | None, shape: tuple[int, int], dtype: str) -> str | None:
+    if z_SD.shape != shape or z_SD.dtype != np.dtype(dtype):
+        return f"{layout.SEMANTIC} holds {z_SD.dtype} {z_SD.shape}, not {dtype} {shape}"
+    if scale_S is not None and (scale_S.shape != shape[:1] or scale_S.dtype != np.float32):
+        return f"{layout.SEMANTIC_SCALE} holds {scale_S.dtype} {scale_S.shape}, not float32 {shape[:1]}"
+    finite_S = np.isfinite(z_SD).all(axis=1) if scale_S is None else np.isfinite(scale_S) & (scale_S >= 0)
+    return None if finite_S.all() else f"vector {int(np.flatnonzero(~finite_S)[0])} is not finite"
 
 
 def _text_problem(sentences: pa.Table, texts: list[str], documents: pa.Table, expected: str) -> str | None:

@@ -10,13 +10,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lsm.corpus import format as layout
+from lsm.corpus.index import write_index
+from lsm.corpus.npy import write_npy
 from lsm.errors import UserError
 from lsm.files import DONE_MARKER, atomic_folder, atomic_write, read_json, sha256_file, write_json
 
@@ -152,10 +154,11 @@ def write_manifest(
     *,
     residual: dict[str, Any] | None = None,
     keep_text: bool = True,
+    semantic_dtype: str = "float16",
 ) -> dict[str, Any]:
-    """Make a corpus of the first `n_shards` finished shards: `documents.parquet`, then `manifest.json`, last.
+    """Make a corpus of the first `n_shards` finished shards: `documents.parquet`, the index, then `manifest.json`, last.
 
-    The tables of documents are joined shard by shard, so memory stays bounded by one shard.
+    The tables are joined shard by shard, so memory stays bounded by one shard.
     """
     shards: list[dict[str, Any]] = []
     with atomic_write(corpus / layout.DOCUMENTS) as handle, pq.ParquetWriter(handle, layout.DOCUMENT_SCHEMA, compression="zstd") as writer:
@@ -166,7 +169,9 @@ def write_manifest(
                 raise UserError(f"{folder} is missing; run the {layout.maker(corpus)} command that made it again")
             writer.write_table(pq.read_table(layout.shard_folder(corpus, index) / layout.DOCUMENTS, schema=layout.DOCUMENT_SCHEMA))
             shards.append(done)
-    manifest = manifest_of(shards, sha256_file(corpus / layout.DOCUMENTS), encoder, segmentation, residual=residual, keep_text=keep_text)
+    how: dict[str, Any] = {"residual": residual, "keep_text": keep_text, "semantic_dtype": semantic_dtype}
+    manifest = manifest_of(shards, sha256_file(corpus / layout.DOCUMENTS), encoder, segmentation, **how)
+    write_index(corpus, manifest)
     write_json(corpus / layout.MANIFEST, manifest)
     return manifest
 
@@ -179,15 +184,16 @@ def manifest_of(
     *,
     residual: dict[str, Any] | None = None,
     keep_text: bool = True,
+    semantic_dtype: str = "float16",
 ) -> dict[str, Any]:
     """The manifest of a corpus with these shards' records: nothing in it stands there alone, so it can be told again."""
     return {
         "format": layout.FORMAT,
-        "format_version": layout.FORMAT_VERSION,
+        "format_version": layout.FORMAT_VERSION_INT8 if semantic_dtype == "int8" else layout.FORMAT_VERSION,
         "encoder": encoder,
         "residual": residual,
         "text": "kept" if keep_text else "dropped",
-        "parts": [layout.semantic_part(int(encoder["dim"])), *([layout.residual_part(residual)] if residual else [])],
+        "parts": [layout.semantic_part(int(encoder["dim"]), semantic_dtype), *([layout.residual_part(residual)] if residual else [])],
         "segmentation": segmentation,
         "documents_sha256": documents_sha256,
         "shards": [{"name": layout.shard_name(index), **done} for index, done in enumerate(shards)],
@@ -213,12 +219,6 @@ def write_corpus(
         row, n_shards = stop, n_shards + 1
     corpus.mkdir(parents=True, exist_ok=True)
     return write_manifest(corpus, n_shards, encoder, {})
-
-
-def write_npy(handle: IO[bytes], array: np.ndarray) -> None:
-    """`np.save` that reports a full disk: `ndarray.tofile` loses the errno, a plain write keeps it."""
-    np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(array))
-    handle.write(array.tobytes())
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

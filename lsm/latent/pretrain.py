@@ -175,7 +175,7 @@ class Pretraining(Task):
             parts=() if plain else parts,
             residual=None if plain else corpus.residual,
             corpus_fingerprint=corpus.fingerprint,
-            text_sha256=corpus.documents["text_sha256"].to_pylist(),
+            text_sha256=corpus.document_column("text_sha256").to_pylist(),
             decoder=decoder,
             lexical_lm=lexical_lm,
             start_from=start_from,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,13 @@ def small(path: Path) -> tuple[Corpus, np.ndarray]:
     return Corpus.open(path), z_SD
 
 
+def memory_mapped(array: np.ndarray | None) -> bool:
+    """Whether what lies beneath a chain of views is a map of a file."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array.obj if isinstance(array, memoryview) else array, mmap.mmap)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(gaps, st.lists(st.tuples(words, gaps), max_size=5)), max_size=6), st.integers(1, 4))
 def test_any_text_comes_back(documents: list, per_shard: int) -> None:
@@ -76,7 +84,8 @@ def test_rows_in_any_order(tmp_path: Path) -> None:
     assert corpus.text_at(rows) == [flat[row] for row in rows]
     assert corpus.document_of(rows).tolist() == [4, 0, 2, 2, 1]
     assert corpus.column("index").tolist() == [0, 1, 2, 0, 0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3]
-    assert isinstance(corpus.vectors(2), np.memmap) and corpus.vectors(2).shape == (5, DIM)
+    view = corpus.vectors(2)
+    assert view.shape == (5, DIM) and memory_mapped(view)
     with pytest.raises(IndexError):
         corpus.vector_at([15])
 
@@ -172,7 +181,7 @@ def test_another_encoder_is_refused_with_both_fingerprints(tmp_path: Path) -> No
 def test_newer_format_is_refused(tmp_path: Path) -> None:
     small(tmp_path)
     manifest = tmp_path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
+    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 3'))
     with pytest.raises(UserError, match="update lsm"):
         Corpus.open(tmp_path)
 
