@@ -532,7 +532,7 @@ def settings_changed(world: World) -> list[Row]:
     for case, old, new in (
         ("another encoder", "--encoder stub-slow", "--encoder other-encoder"),
         ("another setting", f"--shard-rows {SHARD_ROWS}", f"--shard-rows {SHARD_ROWS + 1}"),
-        ("another setting", "--workers 2", "--workers 2 --cap-characters 300"),
+        ("another setting", "--workers 1", "--workers 1 --cap-characters 300"),
     ):
         for state in ("finished", "interrupted"):
             name = f"settings-{len(rows)}"

@@ -101,16 +101,19 @@ def maker(corpus: Path) -> str:
 
 def mended_by(corpus: Path, shards: Sequence[int] = ()) -> str:
     """What a person does about a damaged corpus; `shards` tell which of its calls made them."""
-    stages = []
+    again = f"run the {maker(corpus)} command that made it again: it makes only what is broken"
+    if not (corpus / PLAN).exists():
+        return again
     try:
         stages = read_json(corpus / PLAN)["stages"]
         firsts = [stage["first_shard"] for stage in stages]
-        wanted = sorted({max(i for i, first in enumerate(firsts) if first <= shard) for shard in shards})
-        calls = [f"{', '.join(stages[i]['inputs'])}{' --append' if i else ''}" for i in wanted]
+        wanted = sorted({max(number for number, first in enumerate(firsts) if first <= shard) for shard in shards})
+        calls = [f"{', '.join(stages[number]['inputs'])}{' --append' if number else ''}" for number in wanted]
     except (UserError, LookupError, TypeError, ValueError):
-        calls = []
-    which = f" of {'; then of '.join(calls)}" if len(stages) > 1 and calls else ""
-    return f"run the {maker(corpus)} command{which} that made it again: it makes only what is broken"
+        return f"restore {PLAN}, without which nothing can be mended, then {again}"
+    if len(stages) < 2 or not calls:
+        return again
+    return again.replace("command", f"command of {'; then of '.join(calls)}", 1)
 
 
 def broken_manifest(corpus: Path, why: str) -> str:

@@ -88,7 +88,9 @@ def _state(corpus: Path, index: int, entry: dict[str, Any] | None, table: Callab
                 problem = f"{DONE_MARKER} differs from the shard's files"
     except PermissionError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
+    except UserError:
+        problem = f"{DONE_MARKER} is not valid JSON"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         problem = " ".join(str(error).split())[:200]
     if problem is None:
         return ShardState(done=done, entry=entry)

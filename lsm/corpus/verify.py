@@ -19,7 +19,7 @@ from lsm.corpus.reader import Corpus
 from lsm.corpus.standing import file_problem
 from lsm.corpus.writer import content_sha256, read_done, text_sha256
 from lsm.errors import UserError
-from lsm.files import read_json, sha256_file
+from lsm.files import DONE_MARKER, read_json, sha256_file
 
 _SHOWN = 40
 """Problems that the line names; of more it gives the number."""
@@ -104,7 +104,7 @@ def _differs_from_plan(corpus: Corpus, keys: Sequence[str]) -> str | None:
     try:
         plan = dict(read_json(path))
     except (UserError, TypeError, ValueError):
-        return f"{layout.PLAN} is not JSON: restore it, for nothing can be added or mended without it"
+        return f"{layout.PLAN} is not valid JSON"
     for key in keys:
         here, there = corpus.manifest[key] or {}, plan.get(key) or {}
         if differing := [f"{name} {here.get(name)} for {there.get(name)}" for name in here | there if here.get(name) != there.get(name)]:
@@ -138,7 +138,9 @@ def shard_problem(path: Path, index: int, semantic: dict[str, Any], read: Callab
         scale_S = np.load(folder / layout.SEMANTIC_SCALE, allow_pickle=False) if semantic["scale"] == "rows" else None
         sentences = pq.read_table(folder / layout.SENTENCES, partitioning=None)
         documents = pq.read_table(folder / layout.DOCUMENTS, partitioning=None)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
+    except UserError:
+        return f"{DONE_MARKER} is not valid JSON"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return " ".join(str(error).split())[:200]
     if problem := _vectors_problem(z_SD, scale_S, (done["n_sentences"], int(semantic["dim"])), semantic["dtype"]):
         return problem
