@@ -147,15 +147,15 @@ MEASURES: dict[str, Callable[[Path], object]] = {
 
 
 def measured(what: Callable[[Path], object], path: Path) -> dict[str, float]:
-    """Seconds, and MiB by which the peak of memory lies above what the process held before."""
+    """Seconds, those of the processor alone (other work on the machine does not count in them), and MiB above what was held before."""
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    begin = time.monotonic()
+    begin, busy = time.monotonic(), time.process_time()
     kept = what(path)
-    seconds = time.monotonic() - begin
+    seconds, busy = time.monotonic() - begin, time.process_time() - busy
     peak = memory("VmHWM") - before
     del kept
-    return {"seconds": round(seconds, 4), "mebibytes": round(peak, 1)}
+    return {"seconds": round(seconds, 4), "cpu_seconds": round(busy, 4), "mebibytes": round(peak, 1)}
 
 
 def memory(name: str) -> float:
@@ -168,7 +168,8 @@ def line(path: Path, measure: str) -> dict[str, Any]:
     """One measurement, printed; the second of two, so that tables and index are in the system's cache."""
     command = [sys.executable, __file__, "--measure", measure, "--corpus", str(path)]
     found = [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(2)][-1]
-    print(f"{measure:42s} {found['seconds'] * 1e3:9.1f} ms  {found['mebibytes']:7.1f} MiB", flush=True)
+    wall, busy = found["seconds"] * 1e3, found["cpu_seconds"] * 1e3
+    print(f"{measure:42s} {wall:9.1f} ms  {busy:9.1f} ms CPU  {found['mebibytes']:7.1f} MiB", flush=True)
     return {"what": measure, **found}
 
 

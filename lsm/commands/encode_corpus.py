@@ -22,7 +22,7 @@ class Options(CommonOptions):
     """Encode documents into a corpus of sentence vectors."""
 
     inputs: Positional[tuple[str, ...]]
-    """Files, folders or globs of .txt .md .jsonl[.gz|.zst] .parquet, a recipe name, or hf:DATASET[:SPLIT]."""
+    """Files, folders or globs of .txt .md .jsonl (each also .gz .zst .bz2 .xz) .parquet, a recipe name, or hf:DATASET[:SPLIT]."""
     out: Path
     """Folder of the corpus."""
     encoder: str = "minilm"

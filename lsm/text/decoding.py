@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lsm.errors import UserError
+from lsm.text.compressed import opened
 
 LINE_LIMIT_BYTES = 64 * 2**20
 """Longest line of a text or JSONL file; anything longer is a file of another kind, or lost its line breaks."""
@@ -19,11 +20,11 @@ _BOM = "\ufeff"
 _MAGIC = (
     (b"%PDF", "a PDF; convert it to text first, for example with pdftotext"),
     (b"PK\x03\x04", "a zip archive (.zip, .docx, .epub …); unpack or convert it to text first"),
-    (b"\x1f\x8b", "gzip-compressed; give it its name (.jsonl.gz) or decompress it with gunzip"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed; give it its name (.jsonl.zst) or decompress it with unzstd"),
+    (b"\x1f\x8b", "gzip-compressed; give it its name (.jsonl.gz, .txt.gz) or decompress it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed; give it its name (.jsonl.zst, .txt.zst) or decompress it with unzstd"),
     (b"PAR1", "a parquet file; rename it to .parquet"),
-    (b"BZh", "bzip2-compressed; decompress it with bunzip2"),
-    (b"\xfd7zXZ", "xz-compressed; decompress it with unxz"),
+    (b"BZh", "bzip2-compressed; give it its name (.jsonl.bz2, .txt.bz2) or decompress it with bunzip2"),
+    (b"\xfd7zXZ", "xz-compressed; give it its name (.jsonl.xz, .txt.xz) or decompress it with unxz"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -70,7 +71,7 @@ def read_text(path: Path) -> Iterator[str]:
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="strict")
     offset = line_bytes = 0
-    with open(path, "rb") as handle:
+    with opened(path) as handle:
         while chunk := handle.read(_CHUNK_BYTES):
             if offset == 0:
                 refuse_other_formats(chunk, str(path))

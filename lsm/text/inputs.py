@@ -9,9 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from lsm.errors import UserError
+from lsm.text.compressed import COMPRESSIONS
 
-READABLE_SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+READABLE_SUFFIXES = (*(kind + ending for kind in (".txt", ".md", ".jsonl") for ending in ("", *COMPRESSIONS)), ".parquet")
 """What `lsm.text.readers` reads, by the end of the file's name."""
+_READABLE = f".txt .md .jsonl (also with {' '.join(COMPRESSIONS)} at the end) and .parquet"
 
 HUB_PREFIX = "hf:"
 
@@ -97,7 +99,7 @@ def _named_file(path: Path) -> InputFile:
     if not path.is_file():
         raise UserError(f"input {path} is not a regular file; save it as a file first")
     if suffix_of(path) is None:
-        raise UserError(f"input {path} ends in {path.suffix or 'nothing'}; readable are {' '.join(READABLE_SUFFIXES)}; convert it")
+        raise UserError(f"input {path} ends in {path.suffix or 'nothing'}; readable are {_READABLE}; convert it")
     return InputFile(path, _portable(path.name))
 
 
@@ -117,7 +119,7 @@ def _folder_files(folder: Path, value: str, root: Path | None = None) -> list[In
                 files.append(InputFile(path, _portable(path.relative_to(root).as_posix()), found=True))
     if not files:
         seen = f"only {' '.join(sorted(others)[:8])}" if others else "it is empty"
-        raise UserError(f"folder {value} has no readable file ({seen}); readable are {' '.join(READABLE_SUFFIXES)}")
+        raise UserError(f"folder {value} has no readable file ({seen}); readable are {_READABLE}")
     return sorted(files, key=lambda file: file.name)
 
 
@@ -142,7 +144,7 @@ def files_below(root: Path, pattern: str, value: str) -> list[InputFile]:
         elif path.is_dir() and "**" not in pattern:
             files += _folder_files(path, str(path), root)
     if not files:
-        raise UserError(f"input {value} matches no readable file; readable are {' '.join(READABLE_SUFFIXES)}")
+        raise UserError(f"input {value} matches no readable file; readable are {_READABLE}")
     return sorted(files, key=lambda file: file.name)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import PurePath
 
+from lsm.text.compressed import COMPRESSIONS
 from lsm.text.decoding import read_text
 from lsm.text.documents import Document
 from lsm.text.inputs import InputFile
@@ -23,7 +24,8 @@ def text_documents(file: InputFile, *, max_characters: int = MAX_DOCUMENT_CHARAC
     Raises:
         UserError: see `lsm.text.decoding.read_text`.
     """
-    title = PurePath(file.name).stem
+    title = PurePath(file.name).name.removesuffix(file.path.suffix if file.path.suffix.lower() in COMPRESSIONS else "")
+    title = PurePath(title).stem
     pieces = _pieces(file, max_characters)
     first = next(pieces, "")
     second = next(pieces, None)

@@ -14,7 +14,7 @@ from lsm.text.plain import text_documents
 from lsm.text.recipes import Recipe, corpora_folder, load_recipe, recipe_names
 from lsm.text.rows import RowFields, jsonl_documents, parquet_documents
 
-_TEXT_SHARE = {".gz": 2.7, ".zst": 3.0, ".parquet": 1.8}
+_TEXT_SHARE = {".gz": 2.7, ".zst": 3.0, ".bz2": 3.5, ".xz": 3.4, ".parquet": 1.8}
 """Text bytes for a byte of a compressed file, roughly."""
 _CHANGED = (
     "{} changed while it was read; when nothing writes to it any more, run the same command again: what is finished is kept if the "
@@ -133,7 +133,7 @@ def _file_documents(file: InputFile, fields: RowFields) -> Iterator[Document | N
     suffix = suffix_of(file.path)
     if suffix == ".parquet":
         documents = parquet_documents
-    elif suffix in (".txt", ".md"):
+    elif suffix is not None and suffix.startswith((".txt", ".md")):
         documents = _text_documents
     else:
         documents = jsonl_documents

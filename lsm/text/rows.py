@@ -1,8 +1,7 @@
-"""Rows → documents: JSONL (plain, gzip, zstd), parquet, and any other stream of dictionaries with `text` or chat `messages`."""
+"""Rows → documents: JSONL (plain or compressed), parquet, and any other stream of dictionaries with `text` or chat `messages`."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lsm.errors import UserError
+from lsm.text.compressed import opened
 from lsm.text.decoding import LINE_LIMIT_BYTES, decode_error, refuse_other_formats
 from lsm.text.documents import Document
 from lsm.text.inputs import InputFile
@@ -130,25 +130,15 @@ def _render_messages(messages: Any, where: str) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Number (from 1) and bytes of each line, decompressed on the way."""
-    import pyarrow as pa
-
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
-    with open(path, "rb") as raw:
-        # pyarrow reads several frames in a row and notices an archive that was cut short.
-        stream: Any = io.BufferedReader(pa.CompressedInputStream(raw, compression), 2**20) if compression else raw
+    with opened(path) as stream:
         number = 0
-        try:
-            refuse_other_formats(stream.peek(_HEAD_BYTES), str(path))
-            while line := stream.readline(LINE_LIMIT_BYTES + 1):
-                number += 1
-                if len(line) > LINE_LIMIT_BYTES:
-                    limit = LINE_LIMIT_BYTES // 2**20
-                    raise UserError(f"{path}:{number} is longer than {limit} MiB; JSONL wants one row a line, so split that document")
-                yield number, line
-        except OSError as error:
-            if compression is None or error.errno is not None:
-                raise
-            raise UserError(f"{path} is not a whole {compression} archive ({_one_line(error)}); fetch or write it again") from error
+        refuse_other_formats(stream.peek(_HEAD_BYTES), str(path))
+        while line := stream.readline(LINE_LIMIT_BYTES + 1):
+            number += 1
+            if len(line) > LINE_LIMIT_BYTES:
+                limit = LINE_LIMIT_BYTES // 2**20
+                raise UserError(f"{path}:{number} is longer than {limit} MiB; JSONL wants one row a line, so split that document")
+            yield number, line
 
 
 def _one_line(error: BaseException) -> str:
