@@ -35,6 +35,10 @@ class EncodedBatch:
     """bool [B]: the text was longer than max_tokens and its end was not read."""
     residual: CodeArrays | None = None
     """Residual codes of the texts, where a run makes them too."""
+    tokenise_seconds: float = 0.0
+    """Of `encode_seconds`, for what is measured apart; 0 where the encoder does not tell."""
+    encode_seconds: float = 0.0
+    """From texts to vectors and codes, in the process that did it."""
 
 
 class SentenceEncoder(Protocol):

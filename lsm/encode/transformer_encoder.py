@@ -6,6 +6,7 @@ Shape letters: B texts of a batch, T tokens, H hidden width = D vector width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,17 +52,20 @@ class TransformerEncoder:
         """Vectors float32 [B, D] of any number of texts; equal texts within a window are encoded once."""
         vectors = np.zeros((len(texts), self.dim), np.float32)
         n_tokens, truncated = np.zeros(len(texts), np.int32), np.zeros(len(texts), bool)
+        tokenise_seconds = 0.0
         for first in range(0, len(texts), WINDOW_TEXTS):
             window = texts[first : first + WINDOW_TEXTS]
             distinct = list(dict.fromkeys(window))
             place = {text: row for row, text in enumerate(distinct)}
             rows = np.array([place[text] for text in window])
+            began = perf_counter()
             found = self._tokenizer.encode_batch(distinct)
+            tokenise_seconds += perf_counter() - began
             span = slice(first, first + len(window))
             vectors[span] = self._vectors([encoding.ids for encoding in found])[rows]
             n_tokens[span] = np.array([len(encoding.ids) for encoding in found], np.int32)[rows]
             truncated[span] = np.array([bool(encoding.overflowing) for encoding in found])[rows]
-        return EncodedBatch(vectors, n_tokens, truncated)
+        return EncodedBatch(vectors, n_tokens, truncated, tokenise_seconds=tokenise_seconds)
 
     def encode_in_context(self, texts: Sequence[str], before: Sequence[str]) -> EncodedBatch:
         """Vectors [B, D] of texts that are each read after the text `before` them, pooled over their own tokens and the special ones.

@@ -181,10 +181,13 @@ def _loaded(name: str, device: str, precision: Precision, load_coder: LoadCoder 
 
 
 def _encode(loaded: _Loaded, task: _Texts) -> EncodedBatch:
+    began = time.perf_counter()
     batch = loaded.encoder.encode(task.texts) if task.before is None else encode_in_context(loaded.encoder, task.texts, task.before)
     residual = loaded.coder(task.texts) if loaded.coder is not None else None
     with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite and is refused by the writer
-        return EncodedBatch(batch.vectors.astype(np.float16), batch.n_tokens, batch.truncated, residual)
+        z_BD = batch.vectors.astype(np.float16)
+    seconds = {"tokenise_seconds": batch.tokenise_seconds, "encode_seconds": time.perf_counter() - began}
+    return EncodedBatch(z_BD, batch.n_tokens, batch.truncated, residual, **seconds)
 
 
 def _probe(loaded: _Loaded, texts: _Texts) -> float:
