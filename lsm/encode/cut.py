@@ -99,6 +99,10 @@ class Cutter:
                 "give --append to add them, or choose another --out"
             )
 
+    def counts(self) -> dict[str, int]:
+        """Documents of the input that were passed over or mended, so far."""
+        return {"n_blank_documents": self.n_blank, "n_documents_present_before": self.n_known, "n_documents_mended": self.n_mended}
+
     def _fresh(self, documents: Iterable[DocumentLike]) -> Iterator[tuple[DocumentLike, str]]:
         for document in documents:
             if not document.text.strip():

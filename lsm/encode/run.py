@@ -53,6 +53,8 @@ class EncodeJob:
     append: bool = False
     expected_bytes: int | None = None
     quiet: bool = False
+    writer: str = ""
+    """Marks the half-written shards of this process, where others write into the same corpus."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -77,21 +79,12 @@ def encode_corpus(job: EncodeJob, documents: Iterable[DocumentLike]) -> dict[str
     """
     start = time.monotonic()
     with only_writer(job.out):
-        plan, n_finished = _opened(job)
-        cutter = _cutter(job, plan, n_finished)
-        written = _Written()
-        n_shards = cutter.first_shard
-        with EncodingPool(job.n_workers, job.info.name, device=job.info.device, precision=job.precision, load_coder=job.load_coder) as pool:
-            try:
-                n_shards += _encode_shards(job, plan, cutter, pool, documents, written)
-            except WorkerDied as error:
-                raise UserError(
-                    f"a worker process died (out of memory?) while encoding into {job.out}; finished shards are kept: "
-                    f"run the same command again, with fewer --workers than {job.n_workers}"
-                ) from error
-        n_shards = max(n_shards, n_finished)
+        plan, n_finished = open_plan(job)
+        cutter = make_cutter(job, plan, *find_stage(job, plan, n_finished))
+        n_of_stage, written = encode_missing(job, plan, cutter, cutter.shards(documents))
+        n_shards = max(cutter.first_shard + n_of_stage, n_finished)
         if n_shards == 0:
-            raise UserError(f"the input holds no text ({cutter.n_blank} blank documents); nothing to encode")
+            raise no_text(cutter.n_blank)
         nothing_to_do = not written.sentences and n_finished == n_shards
         if nothing_to_do:
             manifest = read_json(job.out / layout.MANIFEST)
@@ -100,18 +93,24 @@ def encode_corpus(job: EncodeJob, documents: Iterable[DocumentLike]) -> dict[str
             manifest = write_manifest(job.out, n_shards, plan.encoder, plan.segmentation, **how)
     if nothing_to_do:
         say(f"nothing to do: {job.out} holds all {manifest['n_documents']:,} documents", quiet=job.quiet)
-    return _results(job, manifest, cutter, written, time.monotonic() - start)
+    how = {"workers": job.n_workers, "device": job.info.device, "elapsed_seconds": time.monotonic() - start}
+    return results_of(job.out, manifest, cutter.counts(), written, **how)
 
 
 @dataclass
-class _Written:
+class Written:
+    """What one process has encoded and written."""
+
     sentences: int = 0
     shards: int = 0
     encoding_seconds: float = 0.0
 
 
-def _opened(job: EncodeJob) -> tuple[RunPlan, int]:
-    """The plan to go on with (compared with what is on disk) and the number of shards in the manifest."""
+def open_plan(job: EncodeJob) -> tuple[RunPlan, int]:
+    """The plan to go on with (compared with what is on disk) and the number of shards in the manifest; what was left half-written goes.
+
+    For whoever is alone with the folder.
+    """
     on_disk = RunPlan.load(job.out)
     if on_disk is None:
         strangers = [path.name for path in job.out.iterdir() if path.name != LOCK and not path.name.endswith(TEMPORARY_SUFFIX)]
@@ -121,62 +120,102 @@ def _opened(job: EncodeJob) -> tuple[RunPlan, int]:
             )
         if strangers:
             raise UserError(f"--out {job.out} is neither empty nor a corpus (it holds {strangers[0]}); choose another folder")
-        if job.resume == "must":
-            raise UserError(f"--resume must: {job.out} holds no run to go on with; use --resume auto")
-    elif job.resume == "never" and not job.append:
-        raise UserError(f"--resume never: {job.out} holds a corpus already; use --resume auto, or choose another --out")
+    require_resume(job.out, job.resume, append=job.append, begun=on_disk is not None)
     if on_disk is not None:
         on_disk.require_same(job.plan, job.out)
-    for folder in (job.out, job.out / layout.SHARDS):
+    remove_half_written(job.out)
+    return on_disk or job.plan, n_in_manifest(job.out)
+
+
+def require_resume(corpus: Path, resume: Resume, *, append: bool, begun: bool) -> None:
+    """Raise `UserError` where `--resume` forbids to go on with what lies there, or asks for something to go on with."""
+    if not begun and resume == "must":
+        raise UserError(f"--resume must: {corpus} holds no run to go on with; use --resume auto")
+    if begun and resume == "never" and not append:
+        raise UserError(f"--resume never: {corpus} holds a corpus already; use --resume auto, or choose another --out")
+
+
+def remove_half_written(corpus: Path) -> None:
+    """Delete what killed processes left; only for whoever is alone with the folder."""
+    for folder in (corpus, corpus / layout.SHARDS):
         if folder.is_dir():
             remove_leftovers(folder)
-    manifest = job.out / layout.MANIFEST
-    n_finished = len(read_json(manifest)["shards"]) if manifest.exists() else 0
-    return on_disk or job.plan, n_finished
 
 
-def _cutter(job: EncodeJob, plan: RunPlan, n_finished: int) -> Cutter:
-    """Decide which stage this call belongs to: a new one, one that was interrupted, or a finished one to check."""
-    first, stop = 0, None
+def n_in_manifest(corpus: Path) -> int:
+    """Shards of the finished corpus, 0 before there is one."""
+    manifest = corpus / layout.MANIFEST
+    return len(read_json(manifest)["shards"]) if manifest.exists() else 0
+
+
+def make_cutter(job: EncodeJob, plan: RunPlan, first: int, stop: int | None) -> Cutter:
+    """The cutter of the stage that starts and ends there (`find_stage`)."""
     known: dict[str, str] = {}
-    if plan.stages:
-        last = plan.stages[-1]
-        present = [read_done(job.out, index) is not None for index in range(n_finished)]
-        unfinished = n_finished <= last.first_shard or not all(present[last.first_shard :])
-        if unfinished and (job.append or len(plan.stages) > 1) and last.inputs != job.stage.inputs:
-            raise UserError(
-                f"{job.out}: an earlier call with {', '.join(last.inputs)} is unfinished; run that command again first, then this one"
-            )
-        if job.append:
-            first = last.first_shard if unfinished else n_finished
-            for index in range(first):
-                known.update(finished_documents(job.out, index))
-        elif n_finished > last.first_shard or len(plan.stages) > 1:
-            stop = plan.stages[1].first_shard if len(plan.stages) > 1 else n_finished
+    if job.append:
+        for index in range(first):
+            known.update(finished_documents(job.out, index))
     return Cutter(job.out, job.segment, plan.shard_rows, first, stop, known)
 
 
+def find_stage(job: EncodeJob, plan: RunPlan, n_finished: int) -> tuple[int, int | None]:
+    """Where the stage that this call belongs to (a new one, one that was interrupted, a finished one to check) starts and ends."""
+    if not plan.stages:
+        return 0, None
+    last = plan.stages[-1]
+    present = [read_done(job.out, index) is not None for index in range(n_finished)]
+    unfinished = n_finished <= last.first_shard or not all(present[last.first_shard :])
+    if unfinished and (job.append or len(plan.stages) > 1) and last.inputs != job.stage.inputs:
+        raise UserError(f"{job.out}: an earlier call with {', '.join(last.inputs)} is unfinished; run that command again first, then this one")
+    if job.append:
+        return last.first_shard if unfinished else n_finished, None
+    if n_finished > last.first_shard or len(plan.stages) > 1:
+        return 0, plan.stages[1].first_shard if len(plan.stages) > 1 else n_finished
+    return 0, None
+
+
+def encode_missing(job: EncodeJob, plan: RunPlan, cutter: Cutter, shards: Iterable[CutShard]) -> tuple[int, Written]:
+    """Encode those of the cutter's shards that come with documents; the number of all of them, and what was written.
+
+    Raises:
+        UserError: a worker died; finished shards are kept.
+    """
+    written = Written()
+    with EncodingPool(job.n_workers, job.info.name, device=job.info.device, precision=job.precision, load_coder=job.load_coder) as pool:
+        try:
+            return _encode_shards(job, plan, cutter, pool, shards, written), written
+        except WorkerDied as error:
+            raise UserError(
+                f"a worker process died (out of memory?) while encoding into {job.out}; finished shards are kept: "
+                f"run the same command again, with fewer --workers than {job.n_workers}"
+            ) from error
+
+
+def no_text(n_blank: int) -> UserError:
+    """The error for an input of blank documents only."""
+    return UserError(f"the input holds no text ({n_blank} blank documents); nothing to encode")
+
+
 def _encode_shards(
-    job: EncodeJob, plan: RunPlan, cutter: Cutter, pool: EncodingPool, documents: Iterable[DocumentLike], written: _Written
+    job: EncodeJob, plan: RunPlan, cutter: Cutter, pool: EncodingPool, shards: Iterable[CutShard], written: Written
 ) -> int:
-    """Encode what is missing; returns the number of shards of this stage."""
     pending: deque[tuple[CutShard, list[Future[EncodedBatch]]]] = deque()
     n_shards = 0
     begin = time.monotonic()
     with ExitStack() as stack:
         progress: Progress | None = None
-        for shard in cutter.shards(documents):
+        for shard in shards:
             n_shards += 1
-            if shard.documents is None:
-                continue
-            if progress is None:
-                _begin_stage(job, plan, cutter)
-                total = _say_plan(job, shard, n_shards - 1, pool, cutter.segmenting_seconds)
-                progress = stack.enter_context(Progress("encode", total, "sentences", quiet=job.quiet))
-                begin = time.monotonic()
-            texts, before = _texts(shard, plan)
-            pending.append((shard, [pool.encode(texts[rows], before and before[rows]) for rows in windows(len(texts), plan.window_rows)]))
+            if shard.documents is not None:
+                if progress is None:
+                    begin_stage(job, plan, cutter.first_shard)
+                    total = _say_plan(job, shard, n_shards - 1, pool, cutter.segmenting_seconds)
+                    progress = stack.enter_context(Progress("encode", total, "sentences", quiet=job.quiet))
+                    begin = time.monotonic()
+                texts, before = _texts(shard, plan)
+                tasks = [pool.encode(texts[rows], before and before[rows]) for rows in windows(len(texts), plan.window_rows)]
+                pending.append((shard, tasks))
             while pending and (len(pending) >= job.n_workers + 2 or all(future.done() for future in pending[0][1])):
+                assert progress is not None
                 _write(job, *pending.popleft(), progress.advance, written)
         while pending:
             assert progress is not None
@@ -193,15 +232,15 @@ def _texts(shard: CutShard, plan: RunPlan) -> tuple[list[str], list[str] | None]
     return texts, texts_before(documents, n, longest=_CHARACTERS_A_TOKEN * int(plan.encoder["max_tokens"])) if n else None
 
 
-def _begin_stage(job: EncodeJob, plan: RunPlan, cutter: Cutter) -> None:
+def begin_stage(job: EncodeJob, plan: RunPlan, first_shard: int) -> None:
     """Record the stage before its first shard is written."""
-    if not any(stage.first_shard == cutter.first_shard for stage in plan.stages):
-        plan.stages.append(Stage(job.stage.inputs, job.stage.limit_documents, cutter.first_shard))
+    if not any(stage.first_shard == first_shard for stage in plan.stages):
+        plan.stages.append(Stage(job.stage.inputs, job.stage.limit_documents, first_shard))
         plan.save(job.out)
 
 
 def _write(
-    job: EncodeJob, shard: CutShard, futures: Sequence[Future[EncodedBatch]], advance: Callable[[int], None], written: _Written
+    job: EncodeJob, shard: CutShard, futures: Sequence[Future[EncodedBatch]], advance: Callable[[int], None], written: Written
 ) -> None:
     assert shard.documents is not None
     batches = []
@@ -213,7 +252,8 @@ def _write(
     truncated = np.concatenate([batch.truncated for batch in batches] or [np.zeros(0, bool)])
     codes = [batch.residual for batch in batches if batch.residual is not None]
     residual = {name: np.concatenate([some[name] for some in codes]) for name in codes[0]} if codes else None
-    write_shard(job.out, shard.index, shard.documents, z_SD, n_tokens, truncated, residual=residual, keep_text=job.plan.keep_text)
+    how = {"residual": residual, "keep_text": job.plan.keep_text, "writer": job.writer}
+    write_shard(job.out, shard.index, shard.documents, z_SD, n_tokens, truncated, **how)
     written.sentences += len(z_SD)
     written.shards += 1
 
@@ -251,21 +291,29 @@ def _say_plan(job: EncodeJob, first: CutShard, n_passed: int, pool: EncodingPool
     return total
 
 
-def _results(job: EncodeJob, manifest: dict[str, Any], cutter: Cutter, written: _Written, elapsed_seconds: float) -> dict[str, Any]:
-    n_bytes = sum(file.stat().st_size for file in job.out.rglob("*") if file.is_file())
+def results_of(
+    corpus: Path,
+    manifest: dict[str, Any],
+    counts_of_input: dict[str, int],
+    written: Written,
+    *,
+    workers: int,
+    device: str,
+    elapsed_seconds: float,
+) -> dict[str, Any]:
+    """What a call reports: counts of the corpus, of the input (`Cutter.counts`) and of what was written."""
+    n_bytes = sum(file.stat().st_size for file in corpus.rglob("*") if file.is_file())
     counts = {key: manifest[key] for key in ("n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated")}
     return {
-        "corpus": str(job.out),
+        "corpus": str(corpus),
         **counts,
         "n_shards": len(manifest["shards"]),
         "n_sentences_written": written.sentences,
-        "n_blank_documents": cutter.n_blank,
-        "n_documents_present_before": cutter.n_known,
-        "n_documents_mended": cutter.n_mended,
+        **counts_of_input,
         "encoder": manifest["encoder"],
         "corpus_bytes": n_bytes,
-        "workers": job.n_workers,
-        "device": job.info.device,
+        "workers": workers,
+        "device": device,
         "sentences_per_second": round(written.sentences / written.encoding_seconds, 1) if written.encoding_seconds else None,
         "elapsed_seconds": round(elapsed_seconds, 3),
     }

@@ -139,7 +139,7 @@ def _one_thread_each() -> Iterator[None]:
 
 def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Precision], load_coder: LoadCoder | None) -> None:
     """Life of a worker: load the encoder with the first task, answer until the pipe ends."""
-    _die_with(parent)
+    die_with(parent)
     encoder: _Loaded | None = None
     while True:
         try:
@@ -156,7 +156,8 @@ def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Preci
         connection.send(answer)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """End this process when its parent, the process `parent`, ends; leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     if sys.platform == "linux":
         import ctypes
