@@ -101,7 +101,11 @@ def _join(folder: Path, job: str, begin: Callable[[], None], deadline: float) ->
                     if begun:
                         return descriptor
                 else:
-                    begin()
+                    try:
+                        begin()
+                    except BaseException:
+                        (folder / LOCK).unlink(missing_ok=True)
+                        raise
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, job.encode(), 0)
                     os.fsync(descriptor)

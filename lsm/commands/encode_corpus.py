@@ -54,7 +54,8 @@ class Options(ExecutorOptions):
     drop_text: bool = False
     """Keep no sentence as text, only its residual code; needs --verify-codes."""
     workers: int | None = None
-    """Encoding processes (of each task); default: one a core, two on a GPU, one for a task of slurm and ray. The bytes do not depend on it."""
+    """Encoding processes (of each task); default: one a core, two on a GPU, one for each task of slurm and ray. The bytes do not depend
+    on it."""
     limit_documents: int | None = None
     """Read no more than so many documents."""
     resume: Literal["auto", "never", "must"] = "auto"

@@ -16,8 +16,8 @@ class ExecutorOptions(CommonOptions):
     """Who runs the tasks, and what each is given."""
 
     executor: Literal["local", "datatrove-local", "slurm", "ray"] = "local"
-    """local = this process and its workers. The others run --tasks of them through datatrove (lsm[datatrove]): as processes of this machine,
-    as Slurm jobs, or on a Ray cluster (lsm[ray]; RAY_ADDRESS, else this machine). The corpus is the same (docs/clusters.md)."""
+    """local = this process and its workers. The others run --tasks of them through datatrove (lsm[datatrove]): as processes of this
+    machine, as Slurm jobs, or on a Ray cluster (lsm[ray]; RAY_ADDRESS, else this machine). The corpus is the same (docs/clusters.md)."""
     tasks: int = 1
     """Tasks that encode; each reads the whole input and encodes every so manieth shard. May change from call to call."""
     memory_gb: int = 2

@@ -21,6 +21,7 @@ import datatrove.executor.slurm
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
+from datatrove.utils.logging import logger
 
 from lsm.encode.tasks import EncodeStep, FinishStep
 from lsm.encode.worker import die_with
@@ -53,6 +54,7 @@ def run_ray(step: EncodeStep, resources: Resources) -> None:
         raise missing_extra("ray", "ray") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ours = not ray.is_initialized()
+    logger.disable("datatrove")  # in this process; the tasks log into their folder
     try:
         if ours:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -64,8 +66,11 @@ def run_ray(step: EncodeStep, resources: Resources) -> None:
         with _replaced(datatrove.executor.ray, "RankWorker", _TaskActor):
             executor.run()
     except ConnectionError as error:
-        raise UserError(f"no Ray cluster at {os.environ.get('RAY_ADDRESS', 'this machine')}: {error}; start it, or unset RAY_ADDRESS") from error
+        raise UserError(
+            f"no Ray cluster at {os.environ.get('RAY_ADDRESS', 'this machine')}: {error}; start it, or unset RAY_ADDRESS"
+        ) from error
     finally:
+        logger.enable("datatrove")
         if ours:
             ray.shutdown()
 
@@ -98,7 +103,7 @@ def submit_slurm(step: EncodeStep, last: FinishStep, resources: Resources, *, dr
         else:
             finish.launch_job()
     except FileNotFoundError as error:
-        raise UserError("--executor slurm: there is no sbatch here; call it where jobs are submitted, or look first with --dry-run") from error
+        raise UserError("--executor slurm: there is no sbatch here; call it where jobs are submitted, or with --dry-run") from error
     except subprocess.CalledProcessError as error:
         raise UserError(f"sbatch refused the job (exit code {error.returncode}; what it said stands above); mend the options") from error
     return [folder / "launch_script.slurm" for folder in folders]

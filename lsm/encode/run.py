@@ -165,7 +165,9 @@ def find_stage(job: EncodeJob, plan: RunPlan, n_finished: int) -> tuple[int, int
     present = [read_done(job.out, index) is not None for index in range(n_finished)]
     unfinished = n_finished <= last.first_shard or not all(present[last.first_shard :])
     if unfinished and (job.append or len(plan.stages) > 1) and last.inputs != job.stage.inputs:
-        raise UserError(f"{job.out}: an earlier call with {', '.join(last.inputs)} is unfinished; run that command again first, then this one")
+        raise UserError(
+            f"{job.out}: an earlier call with {', '.join(last.inputs)} is unfinished; run that command again first, then this one"
+        )
     if job.append:
         return last.first_shard if unfinished else n_finished, None
     if n_finished > last.first_shard or len(plan.stages) > 1:
@@ -195,9 +197,7 @@ def no_text(n_blank: int) -> UserError:
     return UserError(f"the input holds no text ({n_blank} blank documents); nothing to encode")
 
 
-def _encode_shards(
-    job: EncodeJob, plan: RunPlan, cutter: Cutter, pool: EncodingPool, shards: Iterable[CutShard], written: Written
-) -> int:
+def _encode_shards(job: EncodeJob, plan: RunPlan, cutter: Cutter, pool: EncodingPool, shards: Iterable[CutShard], written: Written) -> int:
     pending: deque[tuple[CutShard, list[Future[EncodedBatch]]]] = deque()
     n_shards = 0
     begin = time.monotonic()

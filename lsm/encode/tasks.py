@@ -21,9 +21,18 @@ from lsm.corpus.writer import content_sha256, read_done, write_manifest
 from lsm.encode.cut import CutShard, Cutter, DocumentLike
 from lsm.encode.plan import RunPlan
 from lsm.encode.run import (
-    EncodeJob, Written, begin_stage, encode_missing, find_stage, make_cutter, n_in_manifest, no_text, open_plan, remove_half_written,
+    EncodeJob,
+    Written,
+    begin_stage,
+    encode_missing,
+    find_stage,
+    make_cutter,
+    n_in_manifest,
+    no_text,
+    open_plan,
+    remove_half_written,
     results_of,
-)  # fmt: skip
+)
 from lsm.errors import UserError
 from lsm.files import read_json, write_json
 from lsm.lock import only_writer, writer_of_job
@@ -211,14 +220,15 @@ def _reports(team: Team) -> list[_Report]:
     if silent:
         names = ", ".join(map(str, silent[:8])) + (" …" if len(silent) > 8 else "")
         raise UserError(
-            f"{'tasks' if len(silent) > 1 else 'task'} {names} of {team.n_tasks} ended without an answer (killed, out of memory?); {_AGAIN} "
-            f"(logs: {team.folder})"
+            f"{'tasks' if len(silent) > 1 else 'task'} {names} of {team.n_tasks} ended without an answer (killed, out of memory?); "
+            f"{_AGAIN} (logs: {team.folder})"
         )
     reports = [_Report(**found[rank]) for rank in range(team.n_tasks)]
     for rank, report in enumerate(reports):
-        if (report.n_shards, report.content_sha256) != (reports[0].n_shards, reports[0].content_sha256):
+        mine, first = ((one.n_shards, one.content_sha256) for one in (report, reports[0]))
+        if mine != first:
             raise UserError(
-                f"tasks 0 and {rank} of {team.n_tasks} read different input [{reports[0].content_sha256[:16]}, {report.content_sha256[:16]}]: "
+                f"tasks 0 and {rank} of {team.n_tasks} read different input [{first[1][:16]}, {mine[1][:16]}]: "
                 "let all of them see the same files, change none while they run, and run the same command again"
             )
     return reports
