@@ -30,8 +30,8 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None or find_spec("datatrove"
 
 @pytest.fixture
 def documents(tmp_path: Path) -> Path:
-    """A file of 60 documents; in shards of 20 sentences, it makes about 13."""
-    return write_documents(tmp_path / "documents.jsonl", 60)
+    """A file of 40 documents, 153 sentences: nine shards of at most 20."""
+    return write_documents(tmp_path / "documents.jsonl", 40)
 
 
 def write_documents(path: Path, n: int, first: int = 0) -> Path:
@@ -74,7 +74,7 @@ def one(tmp_path: Path, documents: Path) -> dict[str, str]:
 def test_any_number_of_tasks_makes_the_corpus_of_one_process(tmp_path: Path, documents: Path, one: dict[str, str]) -> None:
     results = whole(tmp_path / "three", documents, 3)
     assert bytes_of(tmp_path / "three") == one
-    assert results["n_documents"] == 60 and results["n_sentences_written"] == results["n_sentences"]
+    assert results["n_documents"] == 40 and results["n_sentences_written"] == results["n_sentences"]
     n_shards = results["n_shards"]
     assert whole(tmp_path / "many", documents, n_shards + 1)["n_shards"] == n_shards  # one has nothing to do
     assert bytes_of(tmp_path / "many") == one
@@ -110,7 +110,7 @@ def test_tasks_that_read_different_input_get_no_manifest(tmp_path: Path, documen
     out, team = tmp_path / "c", Team.new(tmp_path / "c", 2)
     run(team, 0, out, documents)
     lines = documents.read_text().splitlines(keepends=True)
-    documents.write_text("".join([*lines[:-1], json.dumps({"id": "d59", "text": "Another text."}) + "\n"]))
+    documents.write_text("".join([*lines[:-1], json.dumps({"id": "d39", "text": "Another text."}) + "\n"]))
     with contextlib.suppress(UserError):  # where the last shard was task 0's, task 1 finds it out itself
         run(team, 1, out, documents)
     with pytest.raises(UserError, match=r"read different input|without an answer"):
@@ -123,7 +123,7 @@ def test_shards_of_other_input_get_no_manifest(tmp_path: Path, documents: Path) 
     out, team = tmp_path / "c", Team.new(tmp_path / "c", 2)
     for rank in (0, 1):
         run(team, rank, out, documents)
-    encode_corpus(*job_of(tmp_path / "other", write_documents(tmp_path / "other.jsonl", 60, first=100)))
+    encode_corpus(*job_of(tmp_path / "other", write_documents(tmp_path / "other.jsonl", 40, first=100)))
     shutil.rmtree(out / "shards" / "00002")
     shutil.copytree(tmp_path / "other" / "shards" / "00002", out / "shards" / "00002")
     with pytest.raises(UserError, match="its shards were made of other input"):
@@ -135,20 +135,20 @@ def test_changed_input_and_settings_are_refused(tmp_path: Path, documents: Path)
     whole(out, documents, 2)
     before = bytes_of(out)
     with pytest.raises(UserError, match="differs from what shard 00000"):
-        whole(out, write_documents(tmp_path / "other.jsonl", 60, first=100), 2)
+        whole(out, write_documents(tmp_path / "other.jsonl", 40, first=100), 2)
     with pytest.raises(UserError, match=r"other settings \[[0-9a-f]{16}\] than now"):
         whole(out, documents, 2, shard_rows=30)
     assert bytes_of(out) == before
 
 
 def test_append_by_tasks(tmp_path: Path, documents: Path) -> None:
-    more = write_documents(tmp_path / "more.jsonl", 30, first=60)
+    more = write_documents(tmp_path / "more.jsonl", 20, first=40)
     for name in ("one", "two"):
         encode_corpus(*job_of(tmp_path / name, documents))
     encode_corpus(*job_of(tmp_path / "one", more, append=True))
     whole(tmp_path / "two", more, 2, append=True)
     assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
-    assert whole(tmp_path / "two", more, 2, append=True)["n_documents_present_before"] == 30  # and no empty stage stays in the plan
+    assert whole(tmp_path / "two", more, 2, append=True)["n_documents_present_before"] == 20  # and no empty stage stays in the plan
     assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
 
 
@@ -211,12 +211,12 @@ def test_half_written_shards_of_others_stay_while_the_job_lives(tmp_path: Path, 
         (["--tasks", 4], "--tasks 4 needs --executor"),
         (["--executor", "slurm"], "--executor slurm needs --partition"),
         (["--executor", "ray", "--partition", "cpu"], "--partition belongs to --executor slurm"),
-        (["--executor", "slurm", "--partition", "a", "--sbatch", "--qos=long"], "Missing value|write KEY=VALUE"),
+        (["--executor", "slurm", "--partition", "a", "--sbatch", "long"], "write KEY=VALUE"),
     ],
 )
 def test_options_that_do_not_fit(run_cli: Callable, tmp_path: Path, documents: Path, options: list, message: str) -> None:
     code, _, errors = run_cli("encode-corpus", documents, "--out", tmp_path / "c", *options)
-    assert code == 2 and any(some in errors for some in message.split("|")), errors
+    assert code == 2 and message in errors, errors
     assert not (tmp_path / "c").exists()
 
 
@@ -229,11 +229,11 @@ def command(out: Path, documents: Path, *options: object) -> list[str]:
 def test_four_processes_by_datatrove(run_cli: Callable, tmp_path: Path, documents: Path, one: dict[str, str]) -> None:
     out = tmp_path / "four"
     code, printed, errors = run_cli(*command(out, documents, "--executor", "datatrove-local", "--tasks", 4))
-    assert code == 0 and "60 documents" in printed, errors
+    assert code == 0 and "40 documents" in printed, errors
     assert bytes_of(out) == one and not (tmp_path / "four.tasks").exists()
     assert run_cli("inspect", out, "--verify").code == 0
     code, _, errors = run_cli(
-        *command(out, write_documents(documents, 60, first=100), "--executor", "datatrove-local", "--tasks", 2, "--quiet")
+        *command(out, write_documents(documents, 40, first=100), "--executor", "datatrove-local", "--tasks", 2, "--quiet")
     )
     assert code == 2 and "differs from what shard 00000" in errors and len(errors.splitlines()) == 1
     assert bytes_of(out) == one and not (tmp_path / "four.tasks").exists()
@@ -321,7 +321,7 @@ def test_slurm_scripts_do_their_work(
 
     monkeypatch.setenv("FAKE_SLURM_LOSES", "")
     assert run_cli(*words).code == 0
-    assert "60 documents" in (fake_slurm / "lsm-finish-0.out").read_text()
+    assert "40 documents" in (fake_slurm / "lsm-finish-0.out").read_text()
     assert bytes_of(out) == one
     assert sum("--dependency=afterany:7" in call for call in (fake_slurm / "calls").read_text().splitlines()) == 2
 
