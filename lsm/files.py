@@ -43,9 +43,12 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary neighbour folder; on success fsync what is in it and rename it to `path`, replacing it."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+def atomic_folder(path: Path, *, writer: str = "") -> Iterator[Path]:
+    """Yield a temporary neighbour folder; on success fsync what is in it and rename it to `path`, replacing it.
+
+    `writer` goes into the temporary name, where several processes write beside each other.
+    """
+    temporary = path.with_name(path.name + (f".{writer}" if writer else "") + TEMPORARY_SUFFIX)
     with explained(path):
         shutil.rmtree(temporary, ignore_errors=True)
         make_folder(temporary)

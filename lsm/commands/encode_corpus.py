@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from lsm.commands.executor_options import ExecutorOptions
 from lsm.commands.residual import CodeRecipe, LearnedRecipe, Residual
-from lsm.config import CommonOptions
 from lsm.decode.load import DEFAULT_LM
 from lsm.encode.settings import EncodeSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lsm.encode.cut import DocumentLike
     from lsm.encode.encoder import EncoderInfo
+    from lsm.encode.run import EncodeJob
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(ExecutorOptions):
     """Encode documents into a corpus of sentence vectors."""
 
     inputs: Positional[tuple[str, ...]]
@@ -50,7 +54,8 @@ class Options(CommonOptions):
     drop_text: bool = False
     """Keep no sentence as text, only its residual code; needs --verify-codes."""
     workers: int | None = None
-    """Encoding processes; default: one a core, two on a GPU. The bytes do not depend on it."""
+    """Encoding processes (of each task); default: one a core, two on a GPU, one for each task of slurm and ray. The bytes do not depend
+    on it."""
     limit_documents: int | None = None
     """Read no more than so many documents."""
     resume: Literal["auto", "never", "must"] = "auto"
@@ -76,9 +81,30 @@ def run(options: Options) -> dict[str, Any]:
     """Encode and return the counts."""
     from functools import partial
 
+    from lsm.encode.run import encode_corpus
+
+    options.require_fitting()
+    if options.executor == "local":
+        results = encode_corpus(*prepared(options))
+    else:
+        from lsm.commands.encode_tasks import run_tasks, submit
+
+        if options.executor == "slurm":
+            results = submit(options, partial(prepared, options), summary)
+            print(_submitted(results))
+            return results
+        results = run_tasks(options, partial(prepared, options))
+    print(summary(results))
+    return results
+
+
+def prepared(options: Options) -> tuple[EncodeJob, Iterable[DocumentLike]]:
+    """The job that the options describe, and its documents, which are read as they are asked for."""
+    from functools import partial
+
     from lsm.encode.encoder import encoder_info
     from lsm.encode.plan import RunPlan, Stage, input_names
-    from lsm.encode.run import EncodeJob, encode_corpus
+    from lsm.encode.run import EncodeJob
     from lsm.errors import UserError
     from lsm.progress import say
     from lsm.text.readers import input_bytes, iter_documents
@@ -113,19 +139,24 @@ def run(options: Options) -> dict[str, Any]:
         stage=Stage(input_names(options.inputs), options.limit_documents, 0),
         segment=partial(segment, **how),
         precision=options.precision,
-        workers=options.workers,
+        workers=options.workers or _workers_of_task(options, info),
         resume=options.resume,
         append=options.append,
         expected_bytes=input_bytes(options.inputs),
         quiet=options.quiet,
     )
-    results = encode_corpus(job, iter_documents(options.inputs, limit=options.limit_documents))
-    if residual and residual["kind"] == "learned":
-        from lsm.corpus.reader import Corpus
+    return job, iter_documents(options.inputs, limit=options.limit_documents)
 
-        results["n_cut_by_code"] = int((Corpus.open(options.out).column("code_tokens") > residual["max_tokens"]).sum())
-    print(_summary(results))
-    return results
+
+def _workers_of_task(options: Options, info: EncoderInfo) -> int | None:
+    """None = all the cores are this process's own."""
+    if options.executor == "local" or info.device != "cpu":
+        return None
+    if options.executor == "datatrove-local":
+        import os
+
+        return max(1, (os.cpu_count() or 1) // options.tasks)
+    return 1
 
 
 def _residual(options: Options, info: EncoderInfo) -> tuple[CodeRecipe | LearnedRecipe | None, dict[str, Any] | None]:
@@ -170,7 +201,13 @@ def _residual(options: Options, info: EncoderInfo) -> tuple[CodeRecipe | Learned
     return recipe, recipe.fingerprint()
 
 
-def _summary(results: dict[str, Any]) -> str:
+def summary(results: dict[str, Any]) -> str:
+    """What is printed of a finished corpus; `n_cut_by_code` is counted and added to the results."""
+    from lsm.corpus.reader import Corpus
+
+    corpus = Corpus.open(Path(results["corpus"]))
+    if corpus.residual and corpus.residual["kind"] == "learned":
+        results["n_cut_by_code"] = int((corpus.column("code_tokens") > corpus.residual["max_tokens"]).sum())
     lines = [
         f"corpus {results['corpus']}: {results['n_documents']:,} documents, {results['n_sentences']:,} sentences, "
         f"{results['n_shards']} shards, {results['corpus_bytes'] / 2**20:,.1f} MiB"
@@ -188,3 +225,13 @@ def _summary(results: dict[str, Any]) -> str:
         if results[key]:
             lines.append(f"{results[key]:,} {what}")
     return "\n".join(lines)
+
+
+def _submitted(results: dict[str, Any]) -> str:
+    tasks, last = results["scripts"]
+    if results["submitted"]:
+        return (
+            f"submitted: {results['tasks']} tasks ({tasks}), then the manifest ({last}); logs stand in slurm_logs beside them. "
+            f"When both have ended: lsm inspect {results['corpus']} --verify"
+        )
+    return f"nothing was submitted; by hand: JOB=$(sbatch --parsable {tasks}); sbatch --dependency=afterany:$JOB {last}"

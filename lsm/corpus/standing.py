@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -34,8 +34,11 @@ class ShardState:
 NOT_THERE = ShardState()
 
 
-def shard_states(corpus: Path, *, threads: int = 1) -> list[ShardState]:
-    """The state of every shard that the folder holds or its manifest names; reads every file once (a second a GB and thread, or less)."""
+def shard_states(corpus: Path, *, threads: int = 1, suspects: Collection[int] | None = None) -> list[ShardState]:
+    """The state of every shard that the folder holds or its manifest names; reads every file once (a second a GB and thread, or less).
+
+    Where `suspects` are given, only their files are read: the markers of the others are believed.
+    """
     manifest = readable_manifest(corpus)
     entries = [{key: value for key, value in entry.items() if key != "name"} for entry in manifest["shards"]] if manifest else []
     folders = [int(path.name) for path in (corpus / layout.SHARDS).glob("*") if path.name.isdecimal()]
@@ -46,7 +49,8 @@ def shard_states(corpus: Path, *, threads: int = 1) -> list[ShardState]:
         return _documents_by_shard(corpus, manifest) if manifest else {}
 
     def state(index: int) -> ShardState:
-        return _state(corpus, index, entries[index] if index < len(entries) else None, table)
+        believe = suspects is not None and index not in suspects
+        return _state(corpus, index, entries[index] if index < len(entries) else None, table, believe=believe)
 
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(state, range(n)))
@@ -72,7 +76,9 @@ def file_problem(folder: Path, files: Any) -> str | None:
     return None
 
 
-def _state(corpus: Path, index: int, entry: dict[str, Any] | None, table: Callable[[], dict[int, list[tuple[str, str]]]]) -> ShardState:
+def _state(
+    corpus: Path, index: int, entry: dict[str, Any] | None, table: Callable[[], dict[int, list[tuple[str, str]]]], *, believe: bool
+) -> ShardState:
     folder = layout.shard_folder(corpus, index)
     if entry is None and not folder.exists():
         return NOT_THERE
@@ -81,6 +87,8 @@ def _state(corpus: Path, index: int, entry: dict[str, Any] | None, table: Callab
         done = read_done(corpus, index)
         if done is None:
             problem = f"{DONE_MARKER} is missing" if folder.exists() else "it is missing"
+        elif believe:
+            problem = None
         else:
             problem = file_problem(folder, done["files"])
             # When the two agree, neither is damaged; when not, the tables tell which of them is.

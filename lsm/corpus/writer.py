@@ -76,6 +76,7 @@ def write_shard(
     *,
     residual: Mapping[str, np.ndarray] | None = None,
     keep_text: bool = True,
+    writer: str = "",
 ) -> dict[str, Any]:
     """Write shard `index` as one atomic folder; returns its done record.
 
@@ -87,6 +88,7 @@ def write_shard(
         residual: arrays of a residual code: `residual`, `residual-more` where a sentence may have several, and its columns
             (`format.RESIDUAL_SCHEMAS`).
         keep_text: False leaves the sentences' text out: the residual code is all that is left of it.
+        writer: makes the name of the half-written folder its own, where several processes write into one corpus.
 
     Raises:
         UserError: a vector is not finite in float16, the disk is full, or the folder cannot be written.
@@ -103,15 +105,15 @@ def write_shard(
         sentences = _with_residual(sentences, residual)
         files = {"residual": layout.RESIDUAL, "residual-more": layout.RESIDUAL_MORE}
         arrays |= {files[name]: array for name, array in residual.items() if name in files}
-    return write_shard_arrays(corpus, index, arrays, sentences, _document_table(index, documents))
+    return write_shard_arrays(corpus, index, arrays, sentences, _document_table(index, documents), writer=writer)
 
 
 def write_shard_arrays(
-    corpus: Path, index: int, arrays: Mapping[str, np.ndarray], sentences: pa.Table, documents: pa.Table
+    corpus: Path, index: int, arrays: Mapping[str, np.ndarray], sentences: pa.Table, documents: pa.Table, *, writer: str = ""
 ) -> dict[str, Any]:
     """Write shard `index` from what its files hold: arrays by file name, and the two tables; returns its done record."""
     tables = {layout.SENTENCES: sentences, layout.DOCUMENTS: documents}
-    with atomic_folder(layout.shard_folder(corpus, index)) as folder:
+    with atomic_folder(layout.shard_folder(corpus, index), writer=writer) as folder:
         for name, array in arrays.items():
             with open(folder / name, "wb") as handle:
                 write_npy(handle, np.ascontiguousarray(array))

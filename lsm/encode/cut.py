@@ -89,8 +89,9 @@ class Cutter:
                 for pair in state.documents:
                     found, carried = carried or self._next(stream), None
                     held.append(self._segmented(self._require_same(index, pair, found)))
-                yield CutShard(index, sum(len(document.sentences) for document in held), held)
-                room = 0
+                n_sentences = sum(len(document.sentences) for document in held)
+                yield CutShard(index, n_sentences, held)
+                room = self.shard_rows - n_sentences
             else:
                 filled: list[SegmentedDocument] = []
                 rows = 0
@@ -121,6 +122,10 @@ class Cutter:
                 f"{self.corpus} is finished, but the input has further documents (first: {extra[0].doc_id!r}); "
                 "give --append to add them, or choose another --out"
             )
+
+    def counts(self) -> dict[str, int]:
+        """Documents of the input that were passed over or mended, so far."""
+        return {"n_blank_documents": self.n_blank, "n_documents_present_before": self.n_known, "n_documents_mended": self.n_mended}
 
     def _fresh(self, documents: Iterable[DocumentLike]) -> Iterator[tuple[DocumentLike, str]]:
         for document in documents:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ class Opened:
     def n_finished(self) -> int:
         """Shards that the manifest names."""
         return len(self.manifest["shards"]) if self.manifest else 0
+
+    @property
+    def damaged(self) -> list[int]:
+        """Shards that were there, or should be, and are to be made again."""
+        return [index for index, state in enumerate(self.states) if state.problem]
 
     def shards_of(self, stage: int) -> tuple[int, int | None]:
         """First shard of a stage, and the one after its last; None while more may come."""
@@ -66,15 +71,10 @@ def open_corpus(out: Path, wanted: RunPlan, *, resume: Resume, append: bool, thr
             )
         if strangers:
             raise UserError(f"--out {out} is neither empty nor a corpus (it holds {strangers[0]}); choose another folder")
-        if resume == "must":
-            raise UserError(f"--resume must: {out} holds no run to go on with; use --resume auto")
-    elif resume == "never" and not append:
-        raise UserError(f"--resume never: {out} holds a corpus already; use --resume auto, or choose another --out")
+    require_resume(out, resume, append=append, begun=on_disk is not None)
     if on_disk is not None:
         on_disk.require_same(wanted, out)
-    for folder in (out, out / layout.SHARDS):
-        if folder.is_dir():
-            remove_leftovers(folder)
+    remove_half_written(out)
     states = shard_states(out, threads=threads)
     for index, state in enumerate(states):
         if state.problem:
@@ -88,6 +88,30 @@ def open_corpus(out: Path, wanted: RunPlan, *, resume: Resume, append: bool, thr
     return Opened(plan=on_disk or wanted, states=states, manifest=manifest)
 
 
+def reopened(out: Path, *, suspects: Collection[int], threads: int) -> Opened | None:
+    """The same later in the same call, when only its own tasks have written: their shards are taken as they are, and of those that
+    `open_corpus` found only `suspects` (what was damaged then) are read again. None when there is no plan (any more)."""
+    plan = RunPlan.load(out)
+    if plan is None:
+        return None
+    return Opened(plan=plan, states=shard_states(out, threads=threads, suspects=suspects), manifest=readable_manifest(out))
+
+
+def require_resume(out: Path, resume: Resume, *, append: bool, begun: bool) -> None:
+    """Raise `UserError` where `--resume` forbids to go on with what lies there, or asks for something to go on with."""
+    if not begun and resume == "must":
+        raise UserError(f"--resume must: {out} holds no run to go on with; use --resume auto")
+    if begun and resume == "never" and not append:
+        raise UserError(f"--resume never: {out} holds a corpus already; use --resume auto, or choose another --out")
+
+
+def remove_half_written(out: Path) -> None:
+    """Delete what killed processes left; only for whoever is alone with the folder."""
+    for folder in (out, out / layout.SHARDS):
+        if folder.is_dir():
+            remove_leftovers(folder)
+
+
 def cutter_of(opened: Opened, out: Path, segment: Segment, inputs: Sequence[str], *, append: bool) -> Cutter:
     """The cutter of the stage that this call belongs to: a new one, one that was interrupted or damaged, or a finished one to check.
 
@@ -96,7 +120,6 @@ def cutter_of(opened: Opened, out: Path, segment: Segment, inputs: Sequence[str]
     """
     plan, lacking = opened.plan, opened.lacking()
     first, stop = 0, None
-    known: dict[str, str] = {}
     if plan.stages:
         number = 0
         if append:
@@ -104,9 +127,13 @@ def cutter_of(opened: Opened, out: Path, segment: Segment, inputs: Sequence[str]
         if lacking and number not in lacking:
             raise UserError(unfinished(opened, out, lacking[0]))
         first, stop = opened.shards_of(number) if number < len(plan.stages) else (opened.n_finished, None)
-        if append:
-            known = _known(opened, out, first, stop)
-    return Cutter(out, segment, plan.shard_rows, opened.states, first, stop, known)
+    return cutter_between(opened, out, segment, first, stop, append=append)
+
+
+def cutter_between(opened: Opened, out: Path, segment: Segment, first: int, stop: int | None, *, append: bool) -> Cutter:
+    """The cutter of the stage from shard `first` to shard `stop`."""
+    known = _known(opened, out, first, stop) if append and opened.plan.stages else {}
+    return Cutter(out, segment, opened.plan.shard_rows, opened.states, first, stop, known)
 
 
 def unfinished(opened: Opened, out: Path, stage: int) -> str:

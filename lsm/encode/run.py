@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 
 from lsm.corpus import format as layout
-from lsm.corpus.writer import manifest_of, write_manifest, write_shard
+from lsm.corpus.writer import write_shard
 from lsm.encode.contextual import texts_before
 from lsm.encode.cut import CutShard, Cutter, DocumentLike, Segment
 from lsm.encode.encoder import EncodedBatch, EncoderInfo, Precision
+from lsm.encode.finished import Written, finished_manifest, results_of
 from lsm.encode.plan import Resume, RunPlan, Stage, windows
-from lsm.encode.resume import Opened, cutter_of, new_stage, open_corpus, unfinished
+from lsm.encode.resume import Opened, cutter_of, new_stage, open_corpus
 from lsm.encode.worker import EncodingPool, LoadCoder, WorkerDied
 from lsm.errors import UserError
-from lsm.files import sha256_file
 from lsm.lock import only_writer
 from lsm.progress import Progress, duration, say
 
@@ -54,6 +54,8 @@ class EncodeJob:
     append: bool = False
     expected_bytes: int | None = None
     quiet: bool = False
+    writer: str = ""
+    """Marks the half-written shards of this process, where others write into the same corpus."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -80,76 +82,52 @@ def encode_corpus(job: EncodeJob, documents: Iterable[DocumentLike]) -> dict[str
     with only_writer(job.out):
         opened = open_corpus(job.out, job.plan, resume=job.resume, append=job.append, threads=job.n_workers, quiet=job.quiet)
         cutter = cutter_of(opened, job.out, job.segment, job.stage.inputs, append=job.append)
-        written = _Written()
-        with EncodingPool(job.n_workers, job.info.name, device=job.info.device, precision=job.precision, load_coder=job.load_coder) as pool:
-            try:
-                n_shards = cutter.first_shard + _encode_shards(job, opened, cutter, pool, documents, written)
-            except WorkerDied as error:
-                raise UserError(
-                    f"a worker process died (out of memory?) while encoding into {job.out}; finished shards are kept: "
-                    f"run the same command again, with fewer --workers than {job.n_workers}"
-                ) from error
-        n_shards = max(n_shards, opened.n_finished)
-        if n_shards == 0:
-            raise UserError(f"the input holds no text ({cutter.n_blank} blank documents); nothing to encode")
-        manifest, nothing_to_do = _finished(job, opened, cutter.first_shard, n_shards, written)
-    if nothing_to_do:
-        say(f"nothing to do: {job.out} holds all {manifest['n_documents']:,} documents", quiet=job.quiet)
-    return _results(job, manifest, cutter, written, time.monotonic() - start)
+        n_shards, written = encode_missing(job, opened, cutter, cutter.shards(documents))
+        manifest = finished_manifest(
+            job.out, opened, cutter.counts(), first_shard=cutter.first_shard, n_shards_of_stage=n_shards, n_shards_written=written.shards,
+            damaged=opened.damaged, quiet=job.quiet,
+        )  # fmt: skip
+    how = {"workers": job.n_workers, "device": job.info.device, "elapsed_seconds": time.monotonic() - start}
+    return results_of(job.out, manifest, cutter.counts(), written, **how)
 
 
-def _finished(job: EncodeJob, opened: Opened, first_shard: int, n_shards: int, written: _Written) -> tuple[dict[str, Any], bool]:
-    """The manifest, written unless the one on disk is what it must be, and whether it was."""
-    if left := [stage for stage in opened.lacking() if opened.shards_of(stage)[0] != first_shard]:
-        raise UserError(f"this call's documents are all there, but {unfinished(opened, job.out, left[0])}")
-    plan = opened.plan
-    how: dict[str, Any] = {"residual": plan.residual, "keep_text": plan.keep_text}
-    table = job.out / layout.DOCUMENTS
-    if not written.shards and opened.manifest and table.exists():
-        records = [state.done for state in opened.states[:n_shards] if state.done]
-        # An old manifest says nothing of the text: it is not written again for that, or the corpus would have another fingerprint.
-        if manifest_of(records, sha256_file(table), plan.encoder, plan.segmentation, **how) == {"text": "kept"} | opened.manifest:
-            return opened.manifest, True
-    manifest = write_manifest(job.out, n_shards, plan.encoder, plan.segmentation, **how)
-    for index, state in enumerate(opened.states[:n_shards]):
-        if state.entry and state.problem and {"name": layout.shard_name(index), **state.entry} != manifest["shards"][index]:
-            say(
-                f"shard {layout.shard_name(index)} has come out in other bits than it had (another machine or library?); "
-                "the corpus has another fingerprint now",
-                quiet=job.quiet,
-            )
-    return manifest, False
+def encode_missing(job: EncodeJob, opened: Opened, cutter: Cutter, shards: Iterable[CutShard]) -> tuple[int, Written]:
+    """Encode those of the cutter's shards that come with documents; the number of all of them, and what was written.
+
+    Raises:
+        UserError: a worker died; finished shards are kept.
+    """
+    written = Written()
+    with EncodingPool(job.n_workers, job.info.name, device=job.info.device, precision=job.precision, load_coder=job.load_coder) as pool:
+        try:
+            return _encode_shards(job, opened, cutter, pool, shards, written), written
+        except WorkerDied as error:
+            raise UserError(
+                f"a worker process died (out of memory?) while encoding into {job.out}; finished shards are kept: "
+                f"run the same command again, with fewer --workers than {job.n_workers}"
+            ) from error
 
 
-@dataclass
-class _Written:
-    sentences: int = 0
-    shards: int = 0
-    encoding_seconds: float = 0.0
-
-
-def _encode_shards(
-    job: EncodeJob, opened: Opened, cutter: Cutter, pool: EncodingPool, documents: Iterable[DocumentLike], written: _Written
-) -> int:
-    """Encode what is missing; returns the number of shards of this stage."""
+def _encode_shards(job: EncodeJob, opened: Opened, cutter: Cutter, pool: EncodingPool, shards: Iterable[CutShard], written: Written) -> int:
     plan = opened.plan
     pending: deque[tuple[CutShard, list[Future[EncodedBatch]]]] = deque()
     n_shards = 0
     begin = time.monotonic()
     with ExitStack() as stack:
         progress: Progress | None = None
-        for shard in cutter.shards(documents):
+        for shard in shards:
             n_shards += 1
-            if shard.documents is None:
-                continue
-            if progress is None:
-                new_stage(opened, job.stage, cutter.first_shard, job.out)
-                total = _say_plan(job, shard, n_shards - 1, pool, cutter.segmenting_seconds)
-                progress = stack.enter_context(Progress("encode", total, "sentences", quiet=job.quiet))
-                begin = time.monotonic()
-            texts, before = _texts(shard, plan)
-            pending.append((shard, [pool.encode(texts[rows], before and before[rows]) for rows in windows(len(texts), plan.window_rows)]))
+            if shard.documents is not None:
+                if progress is None:
+                    new_stage(opened, job.stage, cutter.first_shard, job.out)
+                    total = _say_plan(job, shard, n_shards - 1, pool, cutter.segmenting_seconds)
+                    progress = stack.enter_context(Progress("encode", total, "sentences", quiet=job.quiet))
+                    begin = time.monotonic()
+                texts, before = _texts(shard, plan)
+                tasks = [pool.encode(texts[rows], before and before[rows]) for rows in windows(len(texts), plan.window_rows)]
+                pending.append((shard, tasks))
             while pending and (len(pending) >= job.n_workers + 2 or all(future.done() for future in pending[0][1])):
+                assert progress is not None
                 _write(job, *pending.popleft(), progress.advance, written)
         while pending:
             assert progress is not None
@@ -167,7 +145,7 @@ def _texts(shard: CutShard, plan: RunPlan) -> tuple[list[str], list[str] | None]
 
 
 def _write(
-    job: EncodeJob, shard: CutShard, futures: Sequence[Future[EncodedBatch]], advance: Callable[[int], None], written: _Written
+    job: EncodeJob, shard: CutShard, futures: Sequence[Future[EncodedBatch]], advance: Callable[[int], None], written: Written
 ) -> None:
     assert shard.documents is not None
     batches = []
@@ -179,7 +157,8 @@ def _write(
     truncated = np.concatenate([batch.truncated for batch in batches] or [np.zeros(0, bool)])
     codes = [batch.residual for batch in batches if batch.residual is not None]
     residual = {name: np.concatenate([some[name] for some in codes]) for name in codes[0]} if codes else None
-    write_shard(job.out, shard.index, shard.documents, z_SD, n_tokens, truncated, residual=residual, keep_text=job.plan.keep_text)
+    how = {"residual": residual, "keep_text": job.plan.keep_text, "writer": job.writer}
+    write_shard(job.out, shard.index, shard.documents, z_SD, n_tokens, truncated, **how)
     written.sentences += len(z_SD)
     written.shards += 1
 
@@ -215,23 +194,3 @@ def _say_plan(job: EncodeJob, first: CutShard, n_passed: int, pool: EncodingPool
     expected = f"about {total:,} sentences, {duration(total / rate)}" if total else "total unknown"
     say(f"  time     {rate:,.0f} sentences/s expected, measured on a few; {expected}")
     return total
-
-
-def _results(job: EncodeJob, manifest: dict[str, Any], cutter: Cutter, written: _Written, elapsed_seconds: float) -> dict[str, Any]:
-    n_bytes = sum(file.stat().st_size for file in job.out.rglob("*") if file.is_file())
-    counts = {key: manifest[key] for key in ("n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated")}
-    return {
-        "corpus": str(job.out),
-        **counts,
-        "n_shards": len(manifest["shards"]),
-        "n_sentences_written": written.sentences,
-        "n_blank_documents": cutter.n_blank,
-        "n_documents_present_before": cutter.n_known,
-        "n_documents_mended": cutter.n_mended,
-        "encoder": manifest["encoder"],
-        "corpus_bytes": n_bytes,
-        "workers": job.n_workers,
-        "device": job.info.device,
-        "sentences_per_second": round(written.sentences / written.encoding_seconds, 1) if written.encoding_seconds else None,
-        "elapsed_seconds": round(elapsed_seconds, 3),
-    }

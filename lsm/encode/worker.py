@@ -139,7 +139,7 @@ def _one_thread_each() -> Iterator[None]:
 
 def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Precision], load_coder: LoadCoder | None) -> None:
     """Life of a worker: load the encoder with the first task, answer until the pipe ends."""
-    _die_with(parent)
+    die_with(parent)
     encoder: _Loaded | None = None
     while True:
         try:
@@ -158,7 +158,8 @@ def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Preci
         connection.send(answer)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """End this process when its parent, the process `parent`, ends; leave Ctrl-C and SIGTERM to the parent."""
     for number in (signal.SIGINT, signal.SIGTERM):  # what is sent to a whole group of processes reaches the parent, which ends us
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":

@@ -165,6 +165,16 @@ def test_an_input_that_grew_before_the_end_is_refused(made: Path, tmp_path: Path
     assert encode(folder, tmp_path / "a.jsonl", "--append")[::2] == (0, 1)
 
 
+def test_a_damaged_last_shard_hides_no_growth(made: Path, tmp_path: Path, encode) -> None:
+    folder = Path(shutil.copytree(made / "whole", tmp_path / "c"))
+    (folder / "manifest.json").unlink()
+    flip(sorted((folder / "shards").iterdir())[-1] / "semantic.npy")
+    (tmp_path / "a.jsonl").write_text(rows(0, 20) + json.dumps({"id": "new", "text": "One more."}) + "\n")
+    code, stderr, _ = encode(folder, tmp_path / "a.jsonl")
+    assert code == 2 and "ended before document 'new'" in stderr
+    assert encode(folder, made / "a.jsonl")[0] == 0 and bytes_of(folder) == bytes_of(made / "whole")
+
+
 def test_each_call_mends_its_own_shards(made: Path, tmp_path: Path, run_cli, encode) -> None:
     folder = Path(shutil.copytree(made / "two-calls", tmp_path / "c"))
     last = sorted((folder / "shards").iterdir())[-1]
