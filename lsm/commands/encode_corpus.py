@@ -214,6 +214,7 @@ def summary(results: dict[str, Any]) -> str:
     ]
     if results["n_sentences_written"]:
         lines.append(f"written now: {results['n_sentences_written']:,} sentences at {results['sentences_per_second']:,} sentences/s")
+        lines.append(results["stages"])
     lines.append(f"truncated by the encoder: {results['n_truncated']:,} sentences")
     if "n_cut_by_code" in results:
         lines.append(f"cut by the learned code: {results['n_cut_by_code']:,} sentences, whose ends it does not hold")

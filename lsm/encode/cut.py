@@ -65,6 +65,7 @@ class Cutter:
     n_blank: int = 0
     n_known: int = 0
     n_mended: int = 0
+    reading_seconds: float = 0.0
     segmenting_seconds: float = 0.0
 
     def shards(self, documents: Iterable[DocumentLike]) -> Iterator[CutShard]:
@@ -128,7 +129,13 @@ class Cutter:
         return {"n_blank_documents": self.n_blank, "n_documents_present_before": self.n_known, "n_documents_mended": self.n_mended}
 
     def _fresh(self, documents: Iterable[DocumentLike]) -> Iterator[tuple[DocumentLike, str]]:
-        for document in documents:
+        source = iter(documents)
+        while True:
+            start = time.perf_counter()
+            document = next(source, None)
+            self.reading_seconds += time.perf_counter() - start
+            if document is None:
+                return
             if not document.text.strip():
                 self.n_blank += 1
                 continue

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lsm.corpus import format as layout
 from lsm.corpus.writer import manifest_of, write_manifest
 from lsm.encode.resume import Opened, unfinished
+from lsm.encode.stages import StageSeconds
 from lsm.errors import UserError
 from lsm.files import sha256_file
 from lsm.progress import say
@@ -21,7 +22,7 @@ class Written:
 
     sentences: int = 0
     shards: int = 0
-    encoding_seconds: float = 0.0
+    stages: StageSeconds = field(default_factory=StageSeconds)
 
 
 def finished_manifest(
@@ -82,6 +83,7 @@ def results_of(
     elapsed_seconds: float,
 ) -> dict[str, Any]:
     """What a call reports: counts of the corpus, of the input (`Cutter.counts`) and of what was written."""
+    stages = written.stages
     n_bytes = sum(file.stat().st_size for file in corpus.rglob("*") if file.is_file())
     counts = {key: manifest[key] for key in ("n_documents", "n_sentences", "n_characters", "n_tokens", "n_truncated")}
     return {
@@ -94,6 +96,8 @@ def results_of(
         "corpus_bytes": n_bytes,
         "workers": workers,
         "device": device,
-        "sentences_per_second": round(written.sentences / written.encoding_seconds, 1) if written.encoding_seconds else None,
+        "sentences_per_second": round(written.sentences / stages.wall, 1) if stages.wall else None,
+        "stage_seconds": {stage: round(seconds, 3) for stage, seconds in asdict(stages).items() if stage != "workers"},
+        "stages": stages.line() if written.sentences else None,
         "elapsed_seconds": round(elapsed_seconds, 3),
     }

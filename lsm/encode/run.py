@@ -26,6 +26,7 @@ from lsm.encode.encoder import EncodedBatch, EncoderInfo, Precision
 from lsm.encode.finished import Written, finished_manifest, results_of
 from lsm.encode.plan import Resume, RunPlan, Stage, windows
 from lsm.encode.resume import Opened, cutter_of, new_stage, open_corpus
+from lsm.encode.stages import StageSeconds
 from lsm.encode.worker import EncodingPool, LoadCoder, WorkerDied
 from lsm.errors import UserError
 from lsm.lock import only_writer
@@ -112,6 +113,7 @@ def _encode_shards(job: EncodeJob, opened: Opened, cutter: Cutter, pool: Encodin
     plan = opened.plan
     pending: deque[tuple[CutShard, list[Future[EncodedBatch]]]] = deque()
     n_shards = 0
+    stages = written.stages = StageSeconds(workers=job.n_workers)
     begin = time.monotonic()
     with ExitStack() as stack:
         progress: Progress | None = None
@@ -123,6 +125,7 @@ def _encode_shards(job: EncodeJob, opened: Opened, cutter: Cutter, pool: Encodin
                     total = _say_plan(job, shard, n_shards - 1, pool, cutter.segmenting_seconds)
                     progress = stack.enter_context(Progress("encode", total, "sentences", quiet=job.quiet))
                     begin = time.monotonic()
+                    stages.read, stages.split = -cutter.reading_seconds, -cutter.segmenting_seconds
                 texts, before = _texts(shard, plan)
                 tasks = [pool.encode(texts[rows], before and before[rows]) for rows in windows(len(texts), plan.window_rows)]
                 pending.append((shard, tasks))
@@ -132,7 +135,9 @@ def _encode_shards(job: EncodeJob, opened: Opened, cutter: Cutter, pool: Encodin
         while pending:
             assert progress is not None
             _write(job, *pending.popleft(), progress.advance, written)
-    written.encoding_seconds = time.monotonic() - begin
+    stages.wall = time.monotonic() - begin
+    stages.read += cutter.reading_seconds
+    stages.split += cutter.segmenting_seconds
     return n_shards
 
 
@@ -149,8 +154,12 @@ def _write(
 ) -> None:
     assert shard.documents is not None
     batches = []
+    stages = written.stages
     for future in futures:
-        batches.append(future.result())
+        with stages.counted("wait"):
+            batches.append(future.result())
+        stages.tokenise += batches[-1].tokenise_seconds
+        stages.encode += batches[-1].encode_seconds - batches[-1].tokenise_seconds
         advance(len(batches[-1].n_tokens))
     z_SD = np.concatenate([batch.vectors for batch in batches] or [np.zeros((0, job.info.fingerprint["dim"]), np.float16)])
     n_tokens = np.concatenate([batch.n_tokens for batch in batches] or [np.zeros(0, np.int32)])
@@ -158,7 +167,8 @@ def _write(
     codes = [batch.residual for batch in batches if batch.residual is not None]
     residual = {name: np.concatenate([some[name] for some in codes]) for name in codes[0]} if codes else None
     how = {"residual": residual, "keep_text": job.plan.keep_text, "writer": job.writer}
-    write_shard(job.out, shard.index, shard.documents, z_SD, n_tokens, truncated, **how)
+    with stages.counted("write"):
+        write_shard(job.out, shard.index, shard.documents, z_SD, n_tokens, truncated, **how)
     written.sentences += len(z_SD)
     written.shards += 1
 

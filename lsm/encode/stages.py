@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -28,16 +25,6 @@ class StageSeconds:
     wall: float = 0.0
     """From the first shard to the last."""
     workers: int = 1
-
-    def reading(self, documents: Iterable[T]) -> Iterator[T]:
-        """The documents, with the time that their reader takes counted."""
-        source = iter(documents)
-        while True:
-            with self.counted("read"):
-                document = next(source, None)
-            if document is None:
-                return
-            yield document
 
     @contextmanager
     def counted(self, stage: str) -> Iterator[None]:

@@ -27,6 +27,7 @@ from lsm.encode.cut import CutShard, Cutter, DocumentLike
 from lsm.encode.finished import Written, finished_manifest, results_of
 from lsm.encode.resume import Opened, cutter_between, cutter_of, new_stage, open_corpus, remove_half_written, reopened
 from lsm.encode.run import EncodeJob, encode_missing
+from lsm.encode.stages import StageSeconds
 from lsm.errors import UserError
 from lsm.files import read_json, write_json
 from lsm.lock import only_writer, writer_of_job
@@ -189,11 +190,11 @@ def finish(corpus: Path, team: Team, *, elapsed_seconds: float = 0.0, quiet: boo
         finally:
             if opened is not None:
                 _withdraw_empty_stage(corpus, opened)
-        written = Written(
-            sum(report.written["sentences"] for report in reports),
-            sum(report.written["shards"] for report in reports),
-            max(report.written["encoding_seconds"] for report in reports),
-        )
+        written = Written(stages=StageSeconds(workers=0))
+        for report in reports:
+            written.sentences += report.written["sentences"]
+            written.shards += report.written["shards"]
+            written.stages.add(StageSeconds(**report.written["stages"]))
         counts = reports[0].counts_of_input
         manifest = finished_manifest(
             corpus, opened, counts, first_shard=begun.first_shard, n_shards_of_stage=reports[0].n_shards, n_shards_written=written.shards,

@@ -86,6 +86,15 @@ def test_vectors_texts_and_counts(tmp_path: Path) -> None:
     assert not list((tmp_path / "c").glob(".lock"))
 
 
+def test_stages_add_up(tmp_path: Path) -> None:
+    found = encode(tmp_path / "corpus", documents(40), workers=2)
+    stages = found["stage_seconds"]
+    assert 0 < stages["read"] + stages["split"] + stages["write"] + stages["wait"] <= stages["wall"] + 0.01
+    assert 0 < stages["encode"] <= 2 * stages["wall"] + 0.01 and found["stages"].endswith("sets the pace")
+    again = encode(tmp_path / "corpus", documents(40), workers=2)
+    assert again["stages"] is None and again["stage_seconds"]["encode"] == 0
+
+
 def test_many_workers_equal_one(tmp_path: Path) -> None:
     texts = documents(60)
     encode(tmp_path / "one", texts, workers=1)
