@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,7 +58,8 @@ def run_ray(step: EncodeStep, resources: Resources) -> None:
     logger.disable("datatrove")  # in this process; the tasks log into their folder
     try:
         if ours:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            with _handler_kept(signal.SIGTERM):
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         _require_room(ray.cluster_resources(), resources)
         executor = RayPipelineExecutor(
             [step], tasks=step.team.n_tasks, skip_completed=False, logging_dir=str(step.team.folder / "datatrove"),
@@ -158,6 +160,16 @@ def _require_room(there: dict[str, float], resources: Resources) -> None:
     short = [f"{name} {there.get(name, 0):,.0f}, not {value:,}" for name, value in wanted.items() if value > there.get(name, 0)]
     if short:
         raise UserError(f"Ray has too little for one task: {'; '.join(short)}; lower --workers or --memory-gb")
+
+
+@contextmanager
+def _handler_kept(number: signal.Signals) -> Iterator[None]:
+    """Ray puts a handler of its own in its place, which aborts."""
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 @contextmanager
