@@ -297,7 +297,7 @@ def test_tasks_wait_for_the_first_however_long_it_begins(tmp_path: Path) -> None
     assert first.stdout is not None and first.stdout.readline() == "in\n"
     with pytest.raises(UserError, match="another process"), writer_of_job(tmp_path, "b", lambda: None, patience_seconds=0):
         pass
-    with writer_of_job(tmp_path, "a", lambda: None, patience_seconds=0):
+    with writer_of_job(tmp_path, "a", lambda: None, patience_seconds=0.5):
         pass
     assert first.wait() == 0
 
