@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The environment if it is missing, then every check: style, types, import directions, tests. Arguments go to pytest.
+# The environment if it is missing, then every check: style, types, import directions, tests. Arguments go to pytest
+# (-m slow runs the tests that take minutes and are left out otherwise).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$root"

@@ -84,13 +84,21 @@ def read_domains(inputs: Sequence[str], sentences: int, fits: Any) -> tuple[list
                 break
         if len(texts) < share + min(rest, 8):
             raise UserError(f"INPUT {name} holds only {len(texts):,} distinct sentences; {share:,} and some to calibrate on are needed")
-        domains.append(Domain(Path(name).name, texts[:share]))
+        domains.append(Domain(_unlike(Path(name).name, [domain.name for domain in domains]), texts[:share]))
         calibration += texts[share : share + rest]
     return domains, calibration
 
 
-def read_pairs(path: Path) -> Pairs:
+def _unlike(name: str, taken: Sequence[str]) -> str:
+    """`name`, with a number where another has it already."""
+    return next(one for one in (name, *(f"{name} ({number})" for number in range(2, len(taken) + 2))) if one not in taken)
+
+
+def read_pairs(path: Path, taken: Sequence[str] = ()) -> Pairs:
     """Pairs of a .jsonl file: `sentence1`, `sentence2`, `score` in every line.
+
+    Args:
+        taken: names of domains and of other pairs, which this one must not have.
 
     Raises:
         UserError: no such file, or a line that is no pair; it is named.
@@ -111,7 +119,7 @@ def read_pairs(path: Path) -> Pairs:
         scores.append(score)
     if len(scores) < 3:
         raise UserError(f"--sts {path} holds {len(scores)} pairs; at least 3 are needed")
-    return Pairs(path.stem, firsts + seconds, scores)
+    return Pairs(_unlike(path.stem, taken), firsts + seconds, scores)
 
 
 class System:
@@ -143,10 +151,15 @@ class System:
     def encode(self, texts: Path) -> tuple[float, np.ndarray]:
         """Seconds, and vectors float32 [B, D], of the texts in a JSON file."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"texts": str(texts), "vectors": str(self._vectors)}) + "\n")
-        self._process.stdin.flush()
-        seconds = self._answer()["seconds"]
-        return seconds, np.load(self._vectors)
+        try:
+            self._process.stdin.write(json.dumps({"texts": str(texts), "vectors": str(self._vectors)}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died, which the answer says
+        answer = self._answer()
+        if "seconds" not in answer:
+            raise UserError(f"{SYSTEMS[self.measured.system]}: {answer['failed']}; leave it out with --systems")
+        return answer["seconds"], np.load(self._vectors)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -245,6 +258,7 @@ def choose_systems(wanted: Sequence[str], backends: str | None) -> dict[str, str
         )
     if backends is None and (without := [name for name in wanted if name in BACKENDS]):
         say(f"left out for want of --backends PYTHON (an environment with sentence-transformers[onnx,openvino]): {', '.join(without)}")
+    wanted = [REFERENCE, *(name for name in wanted if name != REFERENCE)]
     chosen = {name: backends if name in BACKENDS else sys.executable for name in wanted}
     return {name: python for name, python in chosen.items() if python is not None}
 

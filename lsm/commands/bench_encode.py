@@ -19,6 +19,7 @@ def run_encode(options: Options) -> dict[str, Any]:
     from lsm.bench import encode
     from lsm.bench.encode_settings import REFERENCE, SYSTEMS
     from lsm.encode.encoder import encoder_info, find_model
+    from lsm.errors import UserError
     from lsm.files import atomic_write, write_json
     from lsm.progress import say
     from lsm.provenance import report
@@ -28,7 +29,9 @@ def run_encode(options: Options) -> dict[str, Any]:
     chosen = encode.choose_systems(comma_separated(options.systems or ",".join(SYSTEMS)), options.encode.backends)
     info, (folder, _) = encoder_info(options.encoder, device="cpu"), find_model(options.encoder)
     domains, calibration = encode.read_domains(options.input, options.encode.sentences, info.fits)
-    pairs = [encode.read_pairs(path) for path in options.encode.sts]
+    pairs: list[encode.Pairs] = []
+    for path in options.encode.sts:
+        pairs.append(encode.read_pairs(path, [one.name for one in (*domains, *pairs)]))
     options.out.mkdir(parents=True, exist_ok=True)
     say(
         f"{sum(len(one.texts) for one in domains):,} distinct sentences of {', '.join(one.name for one in domains)}; "
@@ -46,6 +49,8 @@ def run_encode(options: Options) -> dict[str, Any]:
             systems.append(stack.enter_context(encode.System(name, **how)))
             if reason := systems[-1].measured.failed:
                 say(f"{name}: left out ({reason})")
+        if systems[0].measured.failed:
+            raise UserError(f"{REFERENCE} cannot be run, which the others are compared with: {systems[0].measured.failed}")
         running = [system for system in systems if not system.measured.failed]
         encode.measure(running, domains, pairs, Path(scratch), rounds=options.repeats)
     rows = encode.rows([system.measured for system in systems], domains, pairs, limit=limit)

@@ -14,7 +14,7 @@ from lsm.corpus import format as layout
 from lsm.corpus.writer import read_done
 from lsm.encode.plan import RunPlan
 from lsm.encode.resume import remove_half_written, require_resume
-from lsm.encode.run import EncodeJob
+from lsm.encode.run import GPU_WORKERS, EncodeJob
 from lsm.encode.tasks import EncodeStep, FinishStep, Prepare, Team, begin, finish
 from lsm.errors import UserError
 from lsm.lock import only_writer, writer_of_job
@@ -73,7 +73,13 @@ def submit(options: Options, prepare: Prepare, summary: Callable[[dict[str, Any]
     out = Path.cwd() / options.out
     step, last = EncodeStep(prepare, team, Path.cwd(), fails=True), FinishStep(out, team, Path.cwd(), summary)
     try:
-        scripts = submit_slurm(step, last, options.resources(options.workers or 1), dry_run=options.dry_run)
+        cpus = options.workers or (GPU_WORKERS if options.device.startswith("cuda") else 1)
+        scripts = submit_slurm(
+            step,
+            last,
+            options.resources(cpus),
+            dry_run=options.dry_run,
+        )
     except UserError:
         _remove(team)
         raise

@@ -46,6 +46,8 @@ class ExecutorOptions(CommonOptions):
         if self.executor != "slurm":
             alone = [name for name in ("partition", "time", "sbatch", "dry_run") if getattr(self, name) != getattr(ExecutorOptions, name)]
             problems += [f"--{name.replace('_', '-')} belongs to --executor slurm" for name in alone]
+        if self.executor not in ("slurm", "ray") and self.memory_gb != ExecutorOptions.memory_gb:
+            problems.append("--memory-gb belongs to --executor slurm and ray")
         if problems:
             raise UserError("; ".join(problems).replace("memory_gb", "memory-gb"))
         if self.executor != "local" and find_spec("datatrove") is None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lsm.corpus.derive import require_hashes
 from lsm.corpus.format import SENTENCE_SCHEMA, shard_name
 from lsm.corpus.reader import Corpus
 from lsm.files import atomic_folder, write_json
@@ -33,11 +34,15 @@ def to_parquet(
 
     Returns:
         The files' names.
+
+    Raises:
+        UserError: a shard is damaged.
     """
     with atomic_folder(out) as folder:
         (folder / "data").mkdir()
         names = []
         for shard in range(corpus.n_shards):
+            require_hashes(corpus, shard)
             name = f"data/train-{shard_name(shard)}-of-{shard_name(corpus.n_shards)}.parquet"
             with pq.ParquetWriter(folder / name, schema(corpus, precision), compression="zstd") as writer:
                 for table in tables(corpus, shard, precision):

@@ -126,8 +126,8 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
     write_json(path, record)
 
 
-def _copy(corpus: Corpus, shard: int, keep_G: np.ndarray, out: Path, index: int, int8: bool) -> dict[str, Any]:
-    """Write the kept documents of a shard as shard `index` of `out`; its done record. A damaged shard is not passed on."""
+def require_hashes(corpus: Corpus, shard: int) -> None:
+    """Raise `UserError` where a file of the shard is missing or differs from its hash."""
     folder = layout.shard_folder(corpus.path, shard)
     for name, sha256 in corpus.manifest["shards"][shard]["files"].items():
         if not (folder / name).exists() or sha256_file(folder / name) != sha256:
@@ -135,6 +135,11 @@ def _copy(corpus: Corpus, shard: int, keep_G: np.ndarray, out: Path, index: int,
                 f"{folder / name} is missing or differs from its hash; run the {layout.maker(corpus.path)} command that made "
                 f"{corpus.path} again, which mends it"
             )
+
+
+def _copy(corpus: Corpus, shard: int, keep_G: np.ndarray, out: Path, index: int, int8: bool) -> dict[str, Any]:
+    """Write the kept documents of a shard as shard `index` of `out`; its done record. A damaged shard is not passed on."""
+    require_hashes(corpus, shard)
     arrays, sentences = corpus.shard_files(shard)
     documents = corpus.shard_documents(shard)
     lengths_G = documents["n_sentences"].to_numpy()

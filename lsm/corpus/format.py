@@ -102,7 +102,7 @@ def maker(corpus: Path) -> str:
 def mended_by(corpus: Path, shards: Sequence[int] = ()) -> str:
     """What a person does about a damaged corpus; `shards` tell which of its calls made them."""
     again = f"run the {maker(corpus)} command that made it again: it makes only what is broken"
-    if not (corpus / PLAN).exists():
+    if (corpus / PULL).exists() or not (corpus / PLAN).exists():
         return again
     try:
         stages = read_json(corpus / PLAN)["stages"]

@@ -61,7 +61,11 @@ def push(
     _require_network(repository)
     if get_token() is None:
         raise UserError(f"no token of the hub to push {repository} with; make one in its settings, then: hf auth login, or set HF_TOKEN")
-    names = set(_names(corpus.path, corpus.manifest, advance))
+    try:
+        names = set(_names(corpus.path, corpus.manifest, advance))
+    except UserError as error:
+        raise UserError(f"{error}; {layout.mended_by(corpus.path)}") from error
+    _require_ended(corpus)
     api = HfApi()
     kind: dict[str, Any] = {"repo_id": repository, "repo_type": "dataset"}
     with hub_explained(repository, absent="does the token allow to write there?"), _without_bars():
@@ -74,8 +78,7 @@ def push(
             **kind,
             **where,
             folder_path=corpus.path,
-            allow_patterns=[f"{layout.SHARDS}/*", layout.DOCUMENTS, *_BESIDE],
-            ignore_patterns=[f"*{TEMPORARY_SUFFIX}*"],
+            allow_patterns=sorted(names),
         )
         stale = [name for name in there - names if name.startswith(f"{layout.SHARDS}/") or name in _BESIDE]
         operations: list[Any] = [CommitOperationDelete(name) for name in sorted(stale)]
@@ -117,7 +120,13 @@ def pull(repository: str, out: Path, *, revision: str | None = None, advance: Ad
         assert commit is not None
         with only_writer(out), _without_bars(), explained(out):
             write_json(out / layout.PULL, {"repository": repository, "commit": commit})
-            manifest = _manifest(api, kind, repository, commit, out)
+            try:
+                manifest = _manifest(api, kind, repository, commit, out)
+            except UserError:
+                if not (out / layout.MANIFEST).exists() and not (out / layout.SHARDS).exists():  # nothing has come of this pull
+                    (out / layout.PULL).unlink()
+                    shutil.rmtree(out / _UNVERIFIED, ignore_errors=True)
+                raise
             _delete_wrong(out, manifest)
             api.snapshot_download(
                 **kind,
@@ -136,6 +145,13 @@ def pull(repository: str, out: Path, *, revision: str | None = None, advance: Ad
                 (out / _UNVERIFIED / layout.MANIFEST).rename(out / layout.MANIFEST)
             shutil.rmtree(out / _UNVERIFIED, ignore_errors=True)
     return {"repository": repository, "commit": commit, "manifest": manifest}
+
+
+def _require_ended(corpus: Corpus) -> None:
+    """Raise `UserError` where a later call of encode-corpus has begun and not ended: its plan would travel without its shards."""
+    plan = corpus.path / layout.PLAN
+    if plan.exists() and any(stage["first_shard"] >= corpus.n_shards for stage in read_json(plan)["stages"]):
+        raise UserError(f"{corpus.path}: an --append is unfinished; run that encode-corpus command again first, then push")
 
 
 def _recorded(out: Path, repository: str) -> str | None:

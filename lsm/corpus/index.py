@@ -87,6 +87,17 @@ def require_whole_index(corpus: Path, manifest: dict[str, Any]) -> None:
         document, row = document + n_documents, row + n_rows
 
 
+def mend_index(corpus: Path, manifest: dict[str, Any]) -> None:
+    """Write the index where there is none of these tables, or a damaged one."""
+    try:
+        require_whole_index(corpus, manifest)
+        if open_index(corpus, manifest) is not None:
+            return
+    except UserError:
+        pass
+    write_index(corpus, manifest)
+
+
 def _of_shard(corpus: Path, shard: int, row: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Where the documents of a shard end when its first sentence is row `row`, and the columns of its sentences."""
     folder = layout.shard_folder(corpus, shard)
@@ -113,4 +124,6 @@ def _made_of(manifest: dict[str, Any]) -> str:
 
 
 def _broken(folder: Path, why: str) -> UserError:
-    return UserError(f"{folder} is damaged ({why}); delete that folder: the corpus is read without it, only more slowly")
+    return UserError(
+        f"{folder} is damaged ({why}); run the command that made the corpus again, or delete that folder: it is read without it"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -94,11 +95,11 @@ def _state(
             # When the two agree, neither is damaged; when not, the tables tell which of them is.
             if problem is None and done != entry and done != shard_record(folder, done["files"]):
                 problem = f"{DONE_MARKER} differs from the shard's files"
-    except PermissionError:
-        raise
     except UserError:
         problem = f"{DONE_MARKER} is not valid JSON"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            raise  # a disk that fails, or forbids to read, is no damaged shard
         problem = " ".join(str(error).split())[:200]
     if problem is None:
         return ShardState(done=done, entry=entry)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lsm.corpus import format as layout
+from lsm.corpus.index import mend_index
 from lsm.corpus.writer import manifest_of, write_manifest
 from lsm.encode.resume import Opened, unfinished
 from lsm.encode.stages import StageSeconds
@@ -59,6 +60,7 @@ def finished_manifest(
         records = [state.done for state in opened.states[:n_shards] if state.done]
         # An old manifest says nothing of the text: it is not written again for that, or the corpus would have another fingerprint.
         if manifest_of(records, sha256_file(table), plan.encoder, plan.segmentation, **how) == {"text": "kept"} | opened.manifest:
+            mend_index(out, opened.manifest)
             say(f"nothing to do: {out} holds all {opened.manifest['n_documents']:,} documents", quiet=quiet)
             return opened.manifest
     manifest = write_manifest(out, n_shards, plan.encoder, plan.segmentation, **how)
@@ -97,7 +99,7 @@ def results_of(
         "workers": workers,
         "device": device,
         "sentences_per_second": round(written.sentences / stages.wall, 1) if stages.wall else None,
-        "stage_seconds": {stage: round(seconds, 3) for stage, seconds in asdict(stages).items() if stage != "workers"},
+        "stage_seconds": {stage: round(seconds, 3) for stage, seconds in asdict(stages).items() if stage not in ("workers", "processes")},
         "stages": stages.line() if written.sentences else None,
         "elapsed_seconds": round(elapsed_seconds, 3),
     }

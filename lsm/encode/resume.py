@@ -59,6 +59,11 @@ def open_corpus(out: Path, wanted: RunPlan, *, resume: Resume, append: bool, thr
     Raises:
         UserError: the folder holds something else or was begun with other settings, or `resume` forbids it.
     """
+    if (out / layout.PULL).exists():
+        raise UserError(
+            f"--out {out} was pulled from the hub, and lsm corpus pull mends it; encode into another folder, and put the two together: "
+            "lsm corpus merge"
+        )
     on_disk = RunPlan.load(out)
     if on_disk is None:
         strangers = [path.name for path in out.iterdir() if path.name != LOCK and not path.name.endswith(TEMPORARY_SUFFIX)]

@@ -119,9 +119,9 @@ def _encode_shards(job: EncodeJob, opened: Opened, cutter: Cutter, pool: Encodin
         progress: Progress | None = None
         for shard in shards:
             n_shards += 1
+            new_stage(opened, job.stage, cutter.first_shard, job.out)  # for finished shards too, if their stage was never recorded
             if shard.documents is not None:
                 if progress is None:
-                    new_stage(opened, job.stage, cutter.first_shard, job.out)
                     total = _say_plan(job, shard, n_shards - 1, pool, cutter.segmenting_seconds)
                     progress = stack.enter_context(Progress("encode", total, "sentences", quiet=job.quiet))
                     begin = time.monotonic()

@@ -25,6 +25,8 @@ class StageSeconds:
     wall: float = 0.0
     """From the first shard to the last."""
     workers: int = 1
+    processes: int = 1
+    """That read and write."""
 
     @contextmanager
     def counted(self, stage: str) -> Iterator[None]:
@@ -44,10 +46,10 @@ class StageSeconds:
 
     def line(self) -> str:
         """For a person: shares of the time, and what sets the pace."""
-        wall, capacity = max(self.wall, 1e-9), max(self.wall, 1e-9) * self.workers
+        wall, capacity = max(self.wall, 1e-9) * self.processes, max(self.wall, 1e-9) * self.workers
         workers = {"tokenising": self.tokenise / capacity, "encoding": self.encode / capacity}
         here = {"reading": self.read / wall, "splitting": self.split / wall, "writing": self.write / wall, "waiting": self.wait / wall}
         busy = sum(workers.values()) >= sum(here.values()) - here["waiting"]
         pace = "encoding" if busy else max(("reading", "splitting", "writing"), key=lambda name: here[name])
         shares = [", ".join(f"{name} {share:.0%}" for name, share in group.items()) for group in (workers, here)]
-        return f"time of {self.workers} workers: {shares[0]}; of this process: {shares[1]}; {pace} sets the pace"
+        return f"time of {self.workers} workers: {shares[0]}; of the reading and writing process: {shares[1]}; {pace} sets the pace"

@@ -190,7 +190,7 @@ def finish(corpus: Path, team: Team, *, elapsed_seconds: float = 0.0, quiet: boo
         finally:
             if opened is not None:
                 _withdraw_empty_stage(corpus, opened)
-        written = Written(stages=StageSeconds(workers=0))
+        written = Written(stages=StageSeconds(workers=0, processes=0))
         for report in reports:
             written.sentences += report.written["sentences"]
             written.shards += report.written["shards"]

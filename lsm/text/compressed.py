@@ -16,6 +16,38 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 _BUFFER_BYTES = 2**20
 
 
+class _XzStreams(io.RawIOBase):
+    """The streams of an .xz archive one after the other, padding between them passed over.
+
+    `lzma.LZMAFile` takes a second stream whose header is damaged for rubbish, and refuses padding.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw, self._stream = raw, lzma.LZMADecompressor(lzma.FORMAT_XZ)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            if self._stream.eof:
+                rest = self._stream.unused_data.lstrip(b"\0")
+                while not rest:
+                    piece = self._raw.read(_BUFFER_BYTES)
+                    if not piece:
+                        return 0
+                    rest = piece.lstrip(b"\0")
+                self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            else:
+                rest = self._raw.read(_BUFFER_BYTES) if self._stream.needs_input else b""
+                if self._stream.needs_input and not rest:
+                    raise EOFError("it ends in the middle of a stream")
+            data = self._stream.decompress(rest, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """A buffered binary stream of what the file holds, decompressed on the way; archives of several frames are read to their end.
@@ -39,7 +71,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 def _decompressed(raw: Any, compression: str) -> Any:
     if compression == "xz":
-        return lzma.LZMAFile(raw)
+        return _XzStreams(raw)
     import pyarrow as pa
 
     return pa.CompressedInputStream(raw, compression)  # unlike some of Python's own it notices an archive that was cut short

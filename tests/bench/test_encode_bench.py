@@ -39,11 +39,16 @@ def test_rows_of_known_times_and_vectors() -> None:
     assert {(row["system"], row["ratio"]) for row in found if row["domain"] == "b"} == {("st", 1.0), ("lsm", 2.0)}
 
 
-def test_domains_are_distinct_and_calibration_is_apart() -> None:
+def test_domains_are_distinct_and_calibration_is_apart(tmp_path: Path) -> None:
     names = [str(path) for path in sorted(SAMPLES.glob("*.txt"))[:2]]
     domains, calibration = read_domains(names, 20, None)
     texts = [text for domain in domains for text in domain.texts]
     assert [len(domain.texts) for domain in domains] == [10, 10] and len(set(texts)) == 20
+    for folder, name in zip(("a", "b"), names, strict=True):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text(Path(name).read_text())
+    alike = read_domains([str(tmp_path / folder / "x.txt") for folder in "ab"], 20, None)[0]
+    assert [domain.name for domain in alike] == ["x.txt", "x.txt (2)"] and [one.texts for one in alike] == [one.texts for one in domains]
     assert calibration and not set(calibration) & set(texts)
     with pytest.raises(UserError, match="distinct sentences"):
         read_domains(names, 10**6, None)

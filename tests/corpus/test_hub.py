@@ -160,6 +160,11 @@ def test_refusals_are_one_clear_line(run_cli: Callable, hub: Any, corpus: Corpus
     assert "private one needs a token" in refused("pull", "nobody/nothing", tmp_path / "a") and not (tmp_path / "a").exists()
     hub.commit("someone/else", {"data.csv": b"1,2"})
     assert "holds no corpus" in refused("pull", "someone/else", tmp_path / "b")
+    assert run_cli("corpus", "push", corpus.path, NAME, "--quiet").code == 0
+    assert run_cli("corpus", "pull", NAME, tmp_path / "b", "--quiet").code == 0  # nothing of the other stands in the way
+    (tmp_path / "more.txt").write_text("One more day.")
+    outcome = run_cli("encode-corpus", tmp_path / "more.txt", "--out", tmp_path / "b", "--encoder", "stub", "--append", "--quiet")
+    assert outcome.code == 2 and "lsm corpus merge" in outcome.stderr
     hub.commit("someone/half", {"shards/00000/semantic.npy": b""})
     assert "a push that has not ended" in refused("pull", "someone/half", tmp_path / "c")
     assert "no such branch, tag or commit" in refused("pull", "someone/else", tmp_path / "d", "--revision", "v9")

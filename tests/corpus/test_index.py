@@ -79,6 +79,17 @@ def test_damage_is_found(corpus: Corpus) -> None:
         Corpus.open(corpus.path).column("part")
 
 
+def test_the_command_that_made_the_corpus_mends_it(run_cli: Callable, corpus: Corpus, tmp_path: Path) -> None:
+    how = ["encode-corpus", tmp_path / "texts", "--out", corpus.path, "--encoder", "stub", "--shard-rows", "5", "--quiet"]
+    before = {file.name: file.read_bytes() for file in (corpus.path / "index").iterdir()}
+    (corpus.path / "index" / "part.npy").write_bytes(before["part.npy"][:-1])
+    assert "is damaged" in run_cli("inspect", corpus.path, "--verify").stderr and run_cli(*how).code == 0
+    assert {file.name: file.read_bytes() for file in (corpus.path / "index").iterdir()} == before
+    shutil.rmtree(corpus.path / "index")
+    assert run_cli(*how).code == 0
+    assert {file.name: file.read_bytes() for file in (corpus.path / "index").iterdir()} == before
+
+
 def test_more_shards_than_files_may_be_open(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(shards, "_ARRAYS_KEPT", 2)

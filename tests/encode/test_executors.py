@@ -331,7 +331,7 @@ def test_a_flipped_byte_is_mended_by_another_number_of_tasks(
 
 
 @needs_datatrove
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_signals_end_the_tasks_and_leave_a_corpus_to_go_on_with(tmp_path: Path, number: int, code: int) -> None:
     documents, out = write_documents(tmp_path / "many.jsonl", 2000), tmp_path / "c"
     words = command(out, documents, "--encoder", "stub-slow", "--executor", "datatrove-local", "--tasks", 2, "--quiet")
@@ -351,7 +351,7 @@ def test_signals_end_the_tasks_and_leave_a_corpus_to_go_on_with(tmp_path: Path, 
 
 @needs_datatrove
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("victim", ["task", "coordinator"])
+@pytest.mark.parametrize("victim", ["task", pytest.param("coordinator", marks=pytest.mark.slow)])
 def test_kill_9_and_the_same_command_again(tmp_path: Path, documents: Path, victim: str) -> None:
     encode_corpus(*job_of(tmp_path / "slow-one", documents, encoder="stub-slow"))
     out = tmp_path / "c"
@@ -408,6 +408,7 @@ def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @needs_datatrove
 def test_slurm_scripts_do_their_work(
     run_cli: Callable, tmp_path: Path, documents: Path, one: dict[str, str], fake_slurm: Path, monkeypatch: pytest.MonkeyPatch
@@ -436,6 +437,7 @@ def test_slurm_scripts_do_their_work(
     assert sum("--dependency=afterany:7" in call for call in (fake_slurm / "calls").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 @needs_ray
 def test_two_tasks_on_ray(run_cli: Callable, tmp_path: Path, documents: Path, one: dict[str, str]) -> None:
     code, _, errors = run_cli(*command(tmp_path / "ray", documents, "--executor", "ray", "--tasks", 2, "--memory-gb", 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -51,3 +52,14 @@ def test_cut_short_it_is_refused(tmp_path: Path, ending: str, kind: str) -> None
         file.write_bytes(data)
         with pytest.raises(UserError, match=r"a\..* is not a whole (gzip|zstd|bz2|xz) archive"):
             list(iter_documents([str(file)]))
+
+
+def test_every_stream_of_an_xz_archive_is_read_or_refused(tmp_path: Path) -> None:
+    first, second = (lzma.compress((json.dumps({"id": name, "text": f"Text {name}."}) + "\n").encode()) for name in ("one", "two"))
+    (tmp_path / "a.jsonl.xz").write_bytes(first + bytes(8) + second + bytes(4))  # padding is part of the format
+    assert [document[0] for document in documents(tmp_path)] == ["one", "two"]
+    damaged = bytearray(first + second)
+    damaged[len(first) + 2] ^= 1
+    (tmp_path / "a.jsonl.xz").write_bytes(bytes(damaged))
+    with pytest.raises(UserError, match="not a whole xz archive"):
+        documents(tmp_path)
