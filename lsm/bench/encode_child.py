@@ -75,13 +75,14 @@ def _lsm(model: str, precision: Any, threads: int) -> Encode:
     from concurrent.futures import wait
 
     from lsm.encode.encoder import choose_precision
+    from lsm.encode.plan import WINDOW_ROWS
     from lsm.encode.worker import EncodingPool
 
     pool = EncodingPool(threads, model, device=str(choose_precision("auto", precision)[0]), precision=precision).__enter__()
     wait([pool.encode(["warm"] * _WARM_TEXTS) for _ in range(4 * threads)])
 
     def encode(texts: list[str]) -> np.ndarray:
-        share = -(-len(texts) // (2 * threads))
+        share = min(-(-len(texts) // threads), WINDOW_ROWS)
         futures = [pool.encode(texts[first : first + share]) for first in range(0, len(texts), share)]
         return np.concatenate([future.result().vectors for future in futures])
 

@@ -16,7 +16,13 @@ from typing import Any
 
 from lsm.config import CommonOptions
 
-EXTRAS = {"sat": ("wtpsplit_lite",), "hub-datasets": ("datasets",), "trackers": ("trackio", "wandb")}
+EXTRAS = {
+    "sat": ("wtpsplit_lite",),
+    "hub-datasets": ("datasets",),
+    "trackers": ("trackio", "wandb"),
+    "datatrove": ("datatrove",),
+    "ray": ("ray",),
+}
 """Optional extra → the modules that it brings (`dev` is for those who change lsm)."""
 NEEDED_FREE_BYTES = 2 << 30
 """What the assets of the quickstart, their derived files and its output take, with room to spare."""
