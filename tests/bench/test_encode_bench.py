@@ -68,6 +68,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
     assert list(choose_systems(["st", "st-onnx"], None)) == ["st"]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_small_run(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
     sample = sorted(SAMPLES.glob("*.txt"))[0]
