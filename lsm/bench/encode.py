@@ -5,6 +5,7 @@ Letters: B texts, D vector width, R rounds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ from lsm.text.segment import segment
 
 CALIBRATION_TEXTS = 256
 _SENTENCES_A_DOCUMENT = 200
+_END_SECONDS = 20.0
 _ROOFLINE_TRIES = 20
 """What slows a machine for a moment is no limit of its own."""
 
@@ -147,8 +149,14 @@ class System:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # it ends by itself, and with it what it has started
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def encode(self, texts: Path) -> tuple[float, np.ndarray]:
         """Seconds, and vectors float32 [B, D], of the texts in a JSON file."""
