@@ -144,7 +144,7 @@ def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Preci
     while True:
         try:
             task, texts = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the parent has gone; a message of ours that it left unread resets the pipe instead of ending it
             return
         try:
             encoder = encoder or _loaded(*arguments, load_coder)
@@ -155,7 +155,10 @@ def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Preci
             answer = WorkerDied()
         except Exception:
             answer = RuntimeError("in a worker process:\n" + traceback.format_exc())
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except OSError:
+            return
 
 
 def die_with(parent: int) -> None:
