@@ -62,14 +62,14 @@ def summary_row(
 
     Args:
         drawn_RG: from `intervals.draw`.
-        nats: of each reference, and its tokens.
+        nats: of each reference, or of the first ones, and its tokens.
         n_bytes: mean size of what the text was written from, for ROUGE-1 points by kilobyte.
     """
     estimates = {name: intervals.mean(100 * values_N, document_N, drawn_RG) for name, values_N in scores.by_name.items()}
     estimates["bleu"] = intervals.statistic(_by_document(scores.bleu_counts_NM, document_N, drawn_RG), drawn_RG, bleu_of)
     if nats is not None:
-        sums_GM = _by_document(np.stack([np.asarray(part, dtype=np.float64) for part in nats], 1), document_N, drawn_RG)
-        estimates["nats_per_token"] = intervals.statistic(sums_GM, drawn_RG, lambda sums: sums[0] / max(sums[1], 1))
+        sums_GM = _by_document(np.stack([np.asarray(part, dtype=np.float64) for part in nats], 1), document_N[: len(nats[0])], drawn_RG)
+        estimates["nats_per_token"] = intervals.statistic(sums_GM, drawn_RG, lambda sums: sums[0] / sums[1] if sums[1] else np.nan)
     row: dict[str, Any] = {
         "label": label,
         "n": len(texts),

@@ -56,6 +56,8 @@ class Options(CommonOptions):
     """eval: a run with the identity as its middle, to stand beside."""
     full_text: int = 0
     """eval: also let the LM itself read so many of the inputs whole (slow: the rows are read one by one)."""
+    nats: int | None = None
+    """eval: count the nats of this many references only (they cost a pass of the LM for each line); default: all."""
     resamples: int = 1000
     """eval: bootstrap resamples of documents behind each 95 % interval."""
     settings: Annotated[ReasonSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=ReasonSettings)
@@ -64,7 +66,7 @@ class Options(CommonOptions):
 
 _OF_ACTION = {
     "train": ("out", "config", "resume", "start_from"),
-    "eval": ("out", "encoder_at", "lm_at", "load_in", "max_new_tokens", "limit", "beside", "full_text", "resamples"),
+    "eval": ("out", "encoder_at", "lm_at", "load_in", "max_new_tokens", "limit", "beside", "full_text", "nats", "resamples"),
     "generate": ("encoder_at", "lm_at", "load_in", "max_new_tokens", "limit", "text"),
     "interpolate": ("encoder_at", "lm_at", "load_in", "max_new_tokens", "points"),
     "map": ("out", "encoder_at", "lm_at", "load_in", "max_new_tokens", "limit", "clusters"),
@@ -114,7 +116,15 @@ def _check(options: Options) -> None:
     unclear = options.action == "generate" and (n > 1) == (options.text is not None)
     if n < least or too_many or unclear or (options.action in ("train", "map") and options.out is None):
         raise UserError(f"write: lsm reason {options.action} {usage}")
-    for name, least in (("points", 2), ("clusters", 1), ("max_new_tokens", 1), ("limit", 1), ("full_text", 0), ("resamples", 0)):
+    for name, least in (
+        ("points", 2),
+        ("clusters", 1),
+        ("max_new_tokens", 1),
+        ("limit", 1),
+        ("full_text", 0),
+        ("nats", 1),
+        ("resamples", 0),
+    ):
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")

@@ -12,8 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lsm.bench import intervals, summaries
+from lsm.bench.summaries import mean_bytes
 from lsm.errors import UserError
+from lsm.files import atomic_write, fingerprint, make_folder, read_json
 from lsm.progress import Progress, say
+from lsm.reason.lead import lead
+from lsm.reason.model import ReasonModel
+from lsm.reason.space import collapse, mean_pairwise_cosine
+from lsm.reason.stack import ideas_beside
+from lsm.reason.training import SEEN
+from lsm.report.tables import SUMMARIES, SUMMARY_DIFFERENCE, markdown, show
+from lsm.text.pairs import read_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,12 +47,7 @@ class _Written:
 
 def evaluate(options: Options) -> dict[str, Any]:
     """Write, score, print and return the rows."""
-    from lsm.bench import intervals, summaries
     from lsm.commands.reason import load_stack, pair_fields
-    from lsm.reason.model import ReasonModel
-    from lsm.reason.space import collapse, mean_pairwise_cosine
-    from lsm.report.tables import SUMMARIES, SUMMARY_DIFFERENCE, show
-    from lsm.text.pairs import read_pairs
 
     folder = Path(options.arguments[0])
     if options.beside is not None and (kind := ReasonModel.from_pretrained(options.beside).settings.middle.kind) != "identity":
@@ -60,37 +65,16 @@ def evaluate(options: Options) -> dict[str, Any]:
         f"{stack.model.max_input_tokens} tokens of the encoder",
         quiet=options.quiet,
     )
-    n_lines = 5 + (options.beside is not None) + (options.full_text > 0)
-    with Progress("evaluation", n_lines, "lines", quiet=options.quiet) as progress:
-        ideas_ND = stack.ideas(texts)
-        lines = _own_lines(stack, pairs, ideas_ND, progress)
-        lines += [_no_prefix(stack, pairs), _lead(stack, pairs)]
-        progress.advance(2)
+    with Progress("evaluation", 5 + (options.beside is not None) + (options.full_text > 0), "lines", quiet=options.quiet) as progress:
+        other = load_stack(options, options.beside) if options.beside is not None else None
+        ideas_ND, *their_ideas = ideas_beside([one for one in (stack, other) if one is not None], texts)
+        writer = _Writer(pairs, options.nats or len(pairs), progress)
+        lines = [*writer.own_lines(stack, ideas_ND), writer.no_prefix(stack), writer.lead(stack)]
         if options.full_text:
-            lines.append(_full_text(stack, pairs[: options.full_text]))
-            progress.advance(1)
-        if options.beside is not None:
-            other = load_stack(options, options.beside)
-            their_ideas_ND = other.ideas(texts)
-            lines.append(_line("identity middle", other, their_ideas_ND, pairs))
-            progress.advance(1)
-    _, document_N = np.unique([pair.document for pair in pairs], return_inverse=True)
-    drawn_RG = intervals.draw(int(document_N.max()) + 1, options.resamples, options.seed)
-    rows, scores = [], {}
-    for line in lines:
-        n = len(line.texts)
-        own_N, own_RG = document_N[:n], drawn_RG
-        if n < len(pairs):
-            _, own_N = np.unique(document_N[:n], return_inverse=True)
-            own_RG = intervals.draw(int(own_N.max()) + 1, options.resamples, options.seed)
-        found = summaries.score_summaries(line.texts, [pair.targets for pair in pairs[:n]])
-        scores[line.label] = found
-        rows.append(summaries.summary_row(line.label, line.texts, found, own_N, own_RG, nats=line.nats, n_bytes=line.n_bytes))
-    differences = [
-        summaries.difference(f"learned − {label}", scores["learned"], theirs, document_N, drawn_RG)
-        for label, theirs in scores.items()
-        if label != "learned" and len(theirs.bleu_counts_NM) == len(pairs)
-    ]
+            lines.append(writer.full_text(stack, options.full_text))
+        if other is not None:
+            lines.append(writer.line("identity middle", other, their_ideas[0]))
+    rows, differences = _scored(options, lines, pairs)
     thoughts_ND = stack.think(ideas_ND)
     cosine = mean_pairwise_cosine(ideas_ND)
     collapsed = collapse(cosine, rows[0]["unique"], len(pairs))
@@ -98,7 +82,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         "rows": rows, "differences": differences, "n": len(pairs), "n_seen_left_out": n_seen, "n_inputs_cut": n_cut,
         "pairwise_cosine_ideas": cosine, "pairwise_cosine_thoughts": mean_pairwise_cosine(thoughts_ND),
         "cosine_idea_thought": float((ideas_ND * thoughts_ND).sum(1).mean()), "collapsed": collapsed,
-        "input_bytes": summaries.mean_bytes(texts), "metrics": summaries.signatures(), "middle": stack.model.settings.middle.kind,
+        "input_bytes": mean_bytes(texts), "metrics": summaries.signatures(), "middle": stack.model.settings.middle.kind,
     }  # fmt: skip
     show(rows, SUMMARIES, title=f"{len(pairs):,} inputs; ROUGE, BLEU and METEOR in per cent, 95 % intervals from resampling documents")
     show(differences, SUMMARY_DIFFERENCE, title="Paired differences in points; above 0: the stack is better")
@@ -113,49 +97,69 @@ def evaluate(options: Options) -> dict[str, Any]:
     return results
 
 
-def _own_lines(stack: Stack, pairs: Sequence[Pair], ideas_ND: np.ndarray, progress: Progress) -> list[_Written]:
-    """With the right idea, another input's, and none. Greedy writing reads nothing but its idea: another's text is what another wrote."""
-    own = _line("learned", stack, ideas_ND, pairs)
-    progress.advance(1)
-    shift = max(1, len(pairs) // 2)
-    targets = [pair.targets[0] for pair in pairs]
-    shuffled = _Written(
-        "shuffled vector", own.texts[shift:] + own.texts[:shift], stack.nats(np.roll(ideas_ND, -shift, 0), targets), own.n_bytes
-    )
-    progress.advance(1)
-    zeros_1D = np.zeros_like(ideas_ND[:1])
-    zero = _Written("zero vector", stack.write(zeros_1D) * len(pairs), stack.nats(np.zeros_like(ideas_ND), targets))
-    progress.advance(1)
-    return [own, shuffled, zero]
+class _Writer:
+    """Makes the lines of the table for some pairs; the nats of the first `n_nats` references are counted."""
+
+    def __init__(self, pairs: Sequence[Pair], n_nats: int, progress: Progress) -> None:
+        self.pairs, self.n_nats, self.progress = pairs, n_nats, progress
+        self.targets = [pair.targets[0] for pair in pairs]
+
+    def own_lines(self, stack: Stack, ideas_ND: np.ndarray) -> list[_Written]:
+        """With the right idea, another input's, and none. Greedy writing reads only its idea: under another's it is what that one got."""
+        own, shift = self.line("learned", stack, ideas_ND), max(1, len(self.pairs) // 2)
+        others_ND = np.roll(ideas_ND, -shift, 0)
+        other = self._done("shuffled vector", own.texts[shift:] + own.texts[:shift], self._nats(stack, others_ND), own.n_bytes)
+        zeros_ND = np.zeros_like(ideas_ND)
+        return [own, other, self._done("zero vector", stack.write(zeros_ND[:1]) * len(self.pairs), self._nats(stack, zeros_ND))]
+
+    def line(self, label: str, stack: Stack, ideas_ND: np.ndarray) -> _Written:
+        """What a stack makes of ideas."""
+        return self._done(label, stack.write(ideas_ND), self._nats(stack, ideas_ND), 2.0 * ideas_ND.shape[1])
+
+    def no_prefix(self, stack: Stack) -> _Written:
+        """The LM with the prompt alone."""
+        text, _ = stack.read("", None)
+        nats = [stack.read("", target, write=False)[1] for target in self.targets[: self.n_nats]]
+        return self._done("LM, no prefix", [text] * len(self.pairs), _joined(nats))
+
+    def lead(self, stack: Stack) -> _Written:
+        """The beginning of the input."""
+        how = stack.model.notes["lead"]
+        texts = [lead(pair.text, **how) for pair in self.pairs]
+        return self._done(f"first {how['k']} {how['unit']}", texts, None, mean_bytes(texts))
+
+    def full_text(self, stack: Stack, limit: int) -> _Written:
+        """The LM reading inputs whole, one by one."""
+        some = self.pairs[:limit]
+        found = [stack.read(pair.text, pair.targets[0]) for pair in some]
+        n_bytes = mean_bytes([pair.text for pair in some])
+        return self._done("LM reads the text", [text for text, _ in found], _joined([nats for _, nats in found]), n_bytes)
+
+    def _nats(self, stack: Stack, ideas_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return stack.nats(ideas_ND[: self.n_nats], self.targets[: self.n_nats])
+
+    def _done(self, label: str, texts: list[str], nats: tuple[np.ndarray, np.ndarray] | None, n_bytes: float | None = None) -> _Written:
+        self.progress.advance(1)
+        return _Written(label, texts, nats, n_bytes)
 
 
-def _line(label: str, stack: Stack, ideas_ND: np.ndarray, pairs: Sequence[Pair]) -> _Written:
-    n_bytes = 2.0 * ideas_ND.shape[1]
-    return _Written(label, stack.write(ideas_ND), stack.nats(ideas_ND, [pair.targets[0] for pair in pairs]), n_bytes)
-
-
-def _no_prefix(stack: Stack, pairs: Sequence[Pair]) -> _Written:
-    text, _ = stack.read("", None)
-    nats = [stack.read("", pair.targets[0], write=False)[1] for pair in pairs]
-    return _Written("LM, no prefix", [text] * len(pairs), _joined(nats))
-
-
-def _lead(stack: Stack, pairs: Sequence[Pair]) -> _Written:
-    from lsm.bench.summaries import mean_bytes
-    from lsm.reason.lead import lead
-
-    how = stack.model.notes["lead"]
-    texts = [lead(pair.text, **how) for pair in pairs]
-    return _Written(f"first {how['k']} {how['unit']}", texts, None, mean_bytes(texts))
-
-
-def _full_text(stack: Stack, pairs: Sequence[Pair]) -> _Written:
-    from lsm.bench.summaries import mean_bytes
-
-    found = [stack.read(pair.text, pair.targets[0]) for pair in pairs]
-    return _Written(
-        "LM reads the text", [text for text, _ in found], _joined([nats for _, nats in found]), mean_bytes([p.text for p in pairs])
-    )
+def _scored(options: Options, lines: Sequence[_Written], pairs: Sequence[Pair]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of the table, and what the first one is ahead of each other that has all inputs."""
+    rows, scores = [], {}
+    for line in lines:
+        n = len(line.texts)
+        _, document_N = np.unique([pair.document for pair in pairs[:n]], return_inverse=True)
+        drawn_RG = intervals.draw(int(document_N.max()) + 1, options.resamples, options.seed)
+        found = summaries.score_summaries(line.texts, [pair.targets for pair in pairs[:n]])
+        rows.append(summaries.summary_row(line.label, line.texts, found, document_N, drawn_RG, nats=line.nats, n_bytes=line.n_bytes))
+        if n == len(pairs):
+            scores[line.label] = found, document_N, drawn_RG
+    own, *_ = scores[lines[0].label]
+    return rows, [
+        summaries.difference(f"{lines[0].label} − {label}", own, theirs, document_N, drawn_RG)
+        for label, (theirs, document_N, drawn_RG) in scores.items()
+        if label != lines[0].label
+    ]
 
 
 def _joined(nats: Sequence[tuple[float, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -164,9 +168,6 @@ def _joined(nats: Sequence[tuple[float, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 def _unseen(pairs: list[Pair], folder: Path) -> tuple[list[Pair], int]:
     """The pairs whose inputs the training has not read, and how many it has."""
-    from lsm.files import fingerprint, read_json
-    from lsm.reason.training import SEEN
-
     file = folder / SEEN if (folder / SEEN).exists() else folder / "final" / SEEN
     seen = frozenset(read_json(file))
     kept = [pair for pair in pairs if fingerprint(pair.text) not in seen]
@@ -174,9 +175,6 @@ def _unseen(pairs: list[Pair], folder: Path) -> tuple[list[Pair], int]:
 
 
 def _write_out(out: Path, results: dict[str, Any], lines: Sequence[_Written], pairs: Sequence[Pair]) -> None:
-    from lsm.files import atomic_write, make_folder
-    from lsm.report.tables import SUMMARIES, SUMMARY_DIFFERENCE, markdown
-
     make_folder(out)
     with atomic_write(out / "table.md", "w") as handle:
         handle.write(markdown(results["rows"], SUMMARIES) + "\n\n" + markdown(results["differences"], SUMMARY_DIFFERENCE) + "\n")

@@ -54,14 +54,9 @@ class Stack:
         frozen = FrozenLM.load(lm or model.home.lm["name"], device=choose_device(device)[0], quantise=quantise)
         return cls(found, model, frozen, max_new_tokens=max_new_tokens)
 
-    @torch.inference_mode()
     def ideas(self, texts: Sequence[str]) -> np.ndarray:
         """Idea vectors [B, D] float32 as float16 keeps them: what is counted in bytes is what is read."""
-        rows = []
-        for start in range(0, len(texts), _ROWS_AT_ONCE):
-            states = token_states(self.encoder, texts[start : start + _ROWS_AT_ONCE], self.model.max_input_tokens)
-            rows.append(self.model.ideas(*(x.to(self.lm.device) for x in states)).cpu().numpy())
-        return np.concatenate(rows).astype(np.float16).astype(np.float32)
+        return ideas_beside([self], texts)[0]
 
     @torch.inference_mode()
     def think(self, ideas_BD: np.ndarray) -> np.ndarray:
@@ -102,6 +97,17 @@ class Stack:
             return written, (0.0, 0)
         ids_1T, mask_1T = target_ids(self.lm, [target], prompt)
         return written, (float(self.lm.prefix_loss(read_1QH, ids_1T, mask_1T)[0]) * ids_1T.shape[1], ids_1T.shape[1])
+
+
+@torch.inference_mode()
+def ideas_beside(stacks: Sequence[Stack], texts: Sequence[str]) -> list[np.ndarray]:
+    """`Stack.ideas` of stacks that read the same encoder: it runs once."""
+    first, rows = stacks[0], [[] for _ in stacks]
+    for start in range(0, len(texts), _ROWS_AT_ONCE):
+        states = token_states(first.encoder, texts[start : start + _ROWS_AT_ONCE], first.model.max_input_tokens)
+        for stack, own in zip(stacks, rows, strict=True):
+            own.append(stack.model.ideas(*(x.to(stack.lm.device) for x in states)).cpu().numpy())
+    return [np.concatenate(own).astype(np.float16).astype(np.float32) for own in rows]
 
 
 def token_states(encoder: Any, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

@@ -60,10 +60,12 @@ class ReasonTask(Task):
         """Raises `UserError` for data that cannot be split, or an adapter to start from that does not fit."""
         self.encoder, self.lm, self.settings, self.seed = encoder, lm, settings, seed
         stack, data = settings.stack, settings.data
-        train_N, held_out_N = split_documents([pair.document for pair in pairs], data.held_out_fraction)
-        if not len(held_out_N):
+        documents = list(dict.fromkeys(pair.document for pair in pairs))
+        apart = {documents[n] for n in split_documents(documents, data.held_out_fraction)[1]}
+        if len(apart) in (0, len(documents)):
             raise UserError("all rows belong to one document: none can be held out; name another field with --data.document")
-        self.pairs, self.held_out = [pairs[n] for n in train_N], [pairs[n] for n in held_out_N]
+        self.pairs = [pair for pair in pairs if pair.document not in apart]
+        self.held_out = [pair for pair in pairs if pair.document in apart]
         self._chosen = permutation(len(self.held_out), 0, 0)[: data.evaluation_rows]
         if settings.aim_weight and stack.latent_dim != encoder.dim:
             raise UserError(f"aim_weight wants stack.latent_dim {encoder.dim}, the encoder's width, not {stack.latent_dim}")
