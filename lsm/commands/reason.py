@@ -116,15 +116,8 @@ def _check(options: Options) -> None:
     unclear = options.action == "generate" and (n > 1) == (options.text is not None)
     if n < least or too_many or unclear or (options.action in ("train", "map") and options.out is None):
         raise UserError(f"write: lsm reason {options.action} {usage}")
-    for name, least in (
-        ("points", 2),
-        ("clusters", 1),
-        ("max_new_tokens", 1),
-        ("limit", 1),
-        ("full_text", 0),
-        ("nats", 1),
-        ("resamples", 0),
-    ):
+    smallest = {"points": 2, "clusters": 1, "max_new_tokens": 1, "limit": 1, "full_text": 0, "nats": 1, "resamples": 0}
+    for name, least in smallest.items():
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
@@ -197,8 +190,9 @@ def _interpolate(options: Options) -> dict[str, Any]:
 def _map(options: Options) -> dict[str, Any]:
     import numpy as np
 
+    from lsm.bench.idea_space import agreement, map_ideas
     from lsm.files import make_folder, write_json
-    from lsm.reason.space import agreement, map_ideas, mean_pairwise_cosine
+    from lsm.reason.space import mean_pairwise_cosine
     from lsm.report.idea_map import plot_idea_map
     from lsm.text.pairs import read_pairs
 

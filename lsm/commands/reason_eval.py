@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lsm.bench import intervals, summaries
+from lsm.bench.idea_space import collapse
 from lsm.bench.summaries import mean_bytes
 from lsm.errors import UserError
 from lsm.files import atomic_write, fingerprint, make_folder, read_json
 from lsm.progress import Progress, say
-from lsm.reason.lead import lead
 from lsm.reason.model import ReasonModel
-from lsm.reason.space import collapse, mean_pairwise_cosine
+from lsm.reason.space import mean_pairwise_cosine
 from lsm.reason.stack import ideas_beside
 from lsm.reason.training import SEEN
 from lsm.report.tables import SUMMARIES, SUMMARY_DIFFERENCE, markdown, show
+from lsm.text.lead import lead
 from lsm.text.pairs import read_pairs
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def evaluate(options: Options) -> dict[str, Any]:
     from lsm.commands.reason import load_stack, pair_fields
 
     folder = Path(options.arguments[0])
-    if options.beside is not None and (kind := ReasonModel.from_pretrained(options.beside).settings.middle.kind) != "identity":
-        raise UserError(f"--beside {options.beside}: its middle is {kind}; name a run that was trained with --stack.middle.kind identity")
+    if options.beside is not None:
+        _check_beside(ReasonModel.from_pretrained(folder), ReasonModel.from_pretrained(options.beside), options.beside)
     stack = load_stack(options, folder)
     pairs = read_pairs(options.arguments[1:], pair_fields(stack))
     pairs, n_seen = _unseen(pairs, folder)
@@ -95,6 +96,13 @@ def evaluate(options: Options) -> dict[str, Any]:
     if options.out is not None:
         _write_out(options.out, results, lines, pairs)
     return results
+
+
+def _check_beside(ours: ReasonModel, theirs: ReasonModel, path: Path) -> None:
+    if (kind := theirs.settings.middle.kind) != "identity":
+        raise UserError(f"--beside {path}: its middle is {kind}; name a run that was trained with --stack.middle.kind identity")
+    if ours.home.encoder != theirs.home.encoder or ours.max_input_tokens != theirs.max_input_tokens:
+        raise UserError(f"--beside {path}: another encoder or number of tokens is read; train it like the first but for the middle")
 
 
 class _Writer:

@@ -23,11 +23,11 @@ from lsm.files import fingerprint, write_json
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import attach_lora
 from lsm.reason.card import reason_card
-from lsm.reason.lead import choose_lead
 from lsm.reason.model import ReasonModel
 from lsm.reason.settings import ReasonSettings
 from lsm.reason.space import mean_pairwise_cosine
 from lsm.reason.stack import prompt_embeddings, target_ids, thought_loss, token_states
+from lsm.text.lead import choose_lead
 from lsm.text.pairs import Pair
 from lsm.training.task import Task
 

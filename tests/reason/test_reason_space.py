@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lsm.bench.idea_space import agreement, collapse, map_ideas
 from lsm.decode.vectors import unit
-from lsm.reason.lead import choose_lead, lead
-from lsm.reason.space import agreement, between, collapse, map_ideas, mean_pairwise_cosine
+from lsm.reason.space import between, mean_pairwise_cosine
+from lsm.text.lead import choose_lead, lead
 from lsm.text.pairs import Pair
 
 
