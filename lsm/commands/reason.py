@@ -14,6 +14,7 @@ from lsm.reason.settings import ReasonSettings
 
 if TYPE_CHECKING:
     from lsm.reason.stack import Stack
+    from lsm.text.pairs import PairFields
 
 _LEAST_FOR_A_MAP = 8
 
@@ -95,12 +96,12 @@ def load_stack(options: Options, folder: Path) -> Stack:
     )  # fmt: skip
 
 
-def pair_fields(stack: Stack) -> Any:
+def pair_fields(stack: Stack, *, target: bool = True) -> PairFields:
     """The fields that the stack's training read."""
     from lsm.text.pairs import PairFields
 
     notes = stack.model.notes
-    return PairFields(inputs=notes["inputs"], target=notes["target"], document=notes["document"])
+    return PairFields(inputs=notes["inputs"], target=notes["target"] if target else None, document=notes["document"])
 
 
 def _check(options: Options) -> None:
@@ -199,7 +200,7 @@ def _map(options: Options) -> dict[str, Any]:
     out = options.out
     assert out is not None
     stack = load_stack(options, Path(options.arguments[0]))
-    pairs = read_pairs(options.arguments[1:], pair_fields(stack), limit=options.limit)
+    pairs = read_pairs(options.arguments[1:], pair_fields(stack, target=False), limit=options.limit)
     if len(pairs) < max(_LEAST_FOR_A_MAP, options.clusters):
         raise UserError(
             f"a map wants {max(_LEAST_FOR_A_MAP, options.clusters)} inputs or more, not {len(pairs)}; name more, or fewer --clusters"

@@ -29,8 +29,8 @@ class PairFields:
 
     inputs: Sequence[str] = ("text",)
     """Joined by a line break, in this order."""
-    target: str = "summaries"
-    """A text or a list of texts."""
+    target: str | None = "summaries"
+    """A text or a list of texts; None = targets are not wanted."""
     document: str = "id"
     """Optional; the row's place stands in for it."""
 
@@ -75,14 +75,14 @@ def _expanded(value: str) -> list[InputFile] | HubInput:
 
 
 def _pair(where: str, row: Any, fields: PairFields) -> Pair | None:
-    wanted = (*fields.inputs, fields.target)
+    wanted = [name for name in (*fields.inputs, fields.target) if name is not None]
     if not isinstance(row, Mapping) or any(name not in row for name in wanted):
         keys = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
         raise UserError(f"{where} has not all of {', '.join(wanted)} (it has: {keys}); set --data.inputs and --data.target")
-    listed = row[fields.target]
+    listed = row[fields.target] if fields.target is not None else ()
     targets = tuple(str(target).strip() for target in (listed if isinstance(listed, list | tuple) else [listed]) if target)
     text = "\n".join(str(row[name]).strip() for name in fields.inputs if row[name])
-    if not text or not any(targets):
+    if not text or (fields.target is not None and not any(targets)):
         return None
     document = row.get(fields.document)
     return Pair(where if document is None else str(document), text, tuple(target for target in targets if target))
