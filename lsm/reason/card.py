@@ -20,8 +20,8 @@ The LM itself is {lora}.
 |---|---|
 {scores}
 
-Trained by `lsm reason train` on {n_rows:,} rows in {steps:,} steps; of their inputs {n_inputs_cut:,} were longer than {limit} tokens and
-were cut. Encoder and LM are identified by sha256 in `config.json`; with others the stack is refused. Measure it beside its controls with
+Trained by `lsm reason train` in {steps:,} steps, which read {n_rows_read:,} rows of {n_rows:,}; of
+the {n_rows:,} inputs {n_inputs_cut:,} are longer than {limit} tokens and are cut. Encoder and LM are identified by sha256 in `config.json`; with others the stack is refused. Measure it beside its controls with
 `lsm reason eval`.
 """
 
@@ -47,6 +47,7 @@ def reason_card(model: ReasonModel, scores: dict[str, float]) -> str:
         lora=f"extended by LoRA layers of rank {rank}" if rank else "unchanged",
         scores="\n".join(f"| {_ROWS[name]} | {value:.3f} |" for name, value in scores.items()),
         n_rows=notes["n_rows"],
+        n_rows_read=notes["n_rows_read"],
         steps=notes["steps"],
         n_inputs_cut=notes["n_inputs_cut"],
         limit=model.max_input_tokens,

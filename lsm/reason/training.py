@@ -129,7 +129,7 @@ class ReasonTask(Task):
     def save_final(self, folder: Path) -> None:
         """What eval, generate, interpolate and map read."""
         self.model.notes = {
-            "n_rows": len(self.pairs), "n_inputs_cut": self.n_inputs_cut, "n_targets_cut": self.n_targets_cut,
+            "n_rows": len(self.pairs), "n_rows_read": self._n_read(), "n_inputs_cut": self.n_inputs_cut, "n_targets_cut": self.n_targets_cut,
             "lead": self.lead, "steps": self.settings.steps, "inputs": list(self.settings.data.inputs),
             "target": self.settings.data.target, "document": self.settings.data.document, "aim_weight": self.settings.aim_weight,
             "max_target_tokens": self.settings.data.max_target_tokens,
@@ -143,12 +143,12 @@ class ReasonTask(Task):
 
     def plan(self) -> list[str]:
         settings, n_rows = self.settings, len(self.pairs)
-        seen = settings.steps * settings.accumulate * n_rows / self.batches.n_batches
+        seen = self._n_read()
         return [
             f"data        {n_rows:,} rows, {len(self.held_out):,} held out",
             f"cut         {self.n_inputs_cut:,} inputs at {self.model.max_input_tokens} tokens of the encoder, {self.n_targets_cut:,} "
             f"targets at {settings.data.max_target_tokens} of the LM",
-            f"reads       about {seen:,.0f} rows ({seen / n_rows:.2f} epochs), token states computed on the way and not kept",
+            f"reads       {seen:,} rows ({seen / n_rows:.2f} epochs), token states computed on the way and not kept",
             f"idea        {settings.stack.latent_dim} numbers, {2 * settings.stack.latent_dim} bytes as float16; middle "
             f"{settings.stack.middle.kind}; {settings.stack.expansion.prefix_length} soft positions",
             f"frozen      {self.encoder.name} → {self.lm.name}, {str(self.lm.dtype).removeprefix('torch.')}",
@@ -159,6 +159,9 @@ class ReasonTask(Task):
 
     def units(self, batch: PairBatch) -> dict[str, float]:
         return {"rows": len(batch.numbers_B)}
+
+    def _n_read(self) -> int:
+        return sum(len(self.batches.numbers(index)) for index in range(self.settings.steps * self.settings.accumulate))
 
     def _read(self, limit: int) -> None:
         """Count tokens: what is cut, batches of one length, words of the targets."""
