@@ -20,9 +20,9 @@ The LM itself is {lora}.
 |---|---|
 {scores}
 
-Trained by `lsm reason train` in {steps:,} steps, which read {n_rows_read:,} rows of {n_rows:,}; of
-the {n_rows:,} inputs {n_inputs_cut:,} are longer than {limit} tokens and are cut. Encoder and LM are identified by sha256 in `config.json`; with others the stack is refused. Measure it beside its controls with
-`lsm reason eval`.
+Trained by `lsm reason train` in {steps:,} steps, which read {n_rows_read:,} rows of {n_rows:,}; of the {n_rows:,} inputs {n_inputs_cut:,}
+are longer than {limit} tokens and are cut. Encoder and LM are identified by sha256 in `config.json`; with others the stack is refused.
+Measure it beside its controls with `lsm reason eval`.
 """
 
 _ROWS = {

@@ -129,7 +129,8 @@ class ReasonTask(Task):
     def save_final(self, folder: Path) -> None:
         """What eval, generate, interpolate and map read."""
         self.model.notes = {
-            "n_rows": len(self.pairs), "n_rows_read": self._n_read(), "n_inputs_cut": self.n_inputs_cut, "n_targets_cut": self.n_targets_cut,
+            "n_rows": len(self.pairs), "n_rows_read": self._n_read(), "n_inputs_cut": self.n_inputs_cut,
+            "n_targets_cut": self.n_targets_cut,
             "lead": self.lead, "steps": self.settings.steps, "inputs": list(self.settings.data.inputs),
             "target": self.settings.data.target, "document": self.settings.data.document, "aim_weight": self.settings.aim_weight,
             "max_target_tokens": self.settings.data.max_target_tokens,
