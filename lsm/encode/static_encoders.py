@@ -8,13 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lsm.encode.encoder import EncodedBatch
 from lsm.errors import UserError
 from lsm.files import fingerprint, sha256_file
+
+if TYPE_CHECKING:
+    import torch
 
 _WINDOW = 4096
 
@@ -54,6 +57,24 @@ class StubEncoder:
             np.concatenate([piece.n_tokens for piece in pieces]),
             np.concatenate([piece.truncated for piece in pieces]),
         )
+
+    def token_states(self, texts: Sequence[str], *, max_tokens: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """A fixed random state for each byte, and the mask, as `TransformerEncoder.token_states` gives them."""
+        import torch
+
+        limit = min(self.max_tokens, max_tokens or self.max_tokens)
+        rows = [list(text.encode("utf-8", "replace"))[:limit] or [0] for text in texts]
+        mask_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.bool)
+        states_BTD = torch.zeros(*mask_BT.shape, self.dim)
+        table_VD = np.random.Generator(np.random.Philox(0)).standard_normal((256, self.dim)).astype(np.float32)
+        for row, data in enumerate(rows):
+            mask_BT[row, : len(data)] = True
+            states_BTD[row, : len(data)] = torch.from_numpy(table_VD[data])
+        return states_BTD, mask_BT
+
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Bytes of each whole text, int64 [B]."""
+        return np.array([len(text.encode("utf-8", "replace")) for text in texts], np.int64)
 
     def _encode_window(self, texts: Sequence[str]) -> EncodedBatch:
         raw = [text.encode("utf-8", "replace") for text in texts]

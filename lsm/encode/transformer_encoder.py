@@ -93,19 +93,35 @@ class TransformerEncoder:
         n_tokens = np.array([len(encoding.ids) for encoding in found], np.int32)
         return EncodedBatch(self._vectors(ids, passed_over), n_tokens, np.array([bool(encoding.overflowing) for encoding in found], bool))
 
-    def token_states(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def token_states(self, texts: Sequence[str], *, max_tokens: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """What the network makes of each word piece, before pooling, for what is trained on top of it; the texts form one batch.
+
+        Args:
+            max_tokens: read no more of each text than this, special tokens included; None = the encoder's limit.
 
         Returns:
             states_BTD float32, zeros where a text has ended, and mask_BT bool (True = a piece); both on the encoder's device.
         """
         import torch
 
+        self._tokenizer.enable_truncation(min(self.max_tokens, max_tokens or self.max_tokens))
+        try:
+            ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        finally:
+            self._tokenizer.enable_truncation(self.max_tokens)
         with torch.no_grad():
-            hidden_BTH, mask_BT = self._states([encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))])
+            hidden_BTH, mask_BT = self._states(ids)
         if mask_BT is None:
             return hidden_BTH.float(), torch.ones(hidden_BTH.shape[:2], dtype=torch.bool, device=self.device)
         return hidden_BTH.float() * mask_BT[..., None], mask_BT.bool()
+
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each whole text, int64 [B], special ones included, whatever the limit."""
+        self._tokenizer.no_truncation()
+        try:
+            return np.array([len(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))], np.int64)
+        finally:
+            self._tokenizer.enable_truncation(self.max_tokens)
 
     def _vectors(self, ids: list[list[int]], passed_over: list[slice] | None = None) -> np.ndarray:
         """Vectors [B, D] of token ids; `passed_over` are places of each row that are read but not pooled."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lsm.errors import UserError
+from lsm.errors import UserError, missing_extra
 from lsm.files import fingerprint
 from lsm.lm.generation import Beside, Bias, Sampling, generate_ids
 from lsm.lm.loss import frozen_cross_entropy, frozen_mean, row_means
@@ -40,24 +40,30 @@ class FrozenLM:
         self.width: int = config.get_text_config().hidden_size
         self.head_VH: Tensor = model.get_output_embeddings().weight
         self._body = model.get_decoder()
+        self._layers_name = "h" if hasattr(self._body, "h") else "layers"  # as GPT-2 and most others call them
         self._embedding = model.get_input_embeddings()
         one = torch.ones(1, dtype=torch.int64, device=self.head_VH.device)
         self._input_scale = float(self.embed(one).norm() / self.head_VH[1].norm())  # some LMs scale their inputs, such as Gemma
 
     @classmethod
-    def load(cls, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> FrozenLM:
+    def load(
+        cls, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, quantise: Literal["4bit"] | None = None
+    ) -> FrozenLM:
         """Load an LM by asset name, hub id or local folder; `stub` is a tiny random one for tests.
 
         Args:
             device: where it runs.
             dtype: None takes the fast type of the device (bf16 where the hardware multiplies it).
+            quantise: `4bit` keeps the linear layers as NF4 through bitsandbytes (on CUDA); embeddings and output layer stay as they are.
 
         Raises:
-            UserError: unknown name, or a folder that holds no causal LM.
+            UserError: unknown name, a folder that holds no causal LM, or `quantise` without a CUDA device or without bitsandbytes.
         """
         device = torch.device(device)
+        dtype = dtype or (torch.float32 if name == STUB else fast_dtype(device)[0])
+        how = {} if quantise is None else _in_4bit(device, dtype)
         if name == STUB:
-            return cls(_stub_model().to(device, dtype or torch.float32), ByteTokens(), name=STUB, sha256=STUB)
+            return cls(_stub_model().to(device, dtype), ByteTokens(), name=STUB, sha256=STUB)
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -69,13 +75,13 @@ class FrozenLM:
         # Short sequences on CPU: plain attention multiplies the same numbers as SDPA and its bf16 backward pass is five times faster.
         attention = "eager" if device.type == "cpu" else "sdpa"
         try:
-            model = AutoModelForCausalLM.from_pretrained(asset.path, dtype=dtype or fast_dtype(device)[0], attn_implementation=attention)
+            model = AutoModelForCausalLM.from_pretrained(asset.path, dtype=dtype, attn_implementation=attention, **how)
         except (OSError, ValueError) as error:
             raise UserError(f"LM {name}: {asset.path} holds no causal LM ({str(error).splitlines()[0]}); see: lsm assets list") from error
         finally:
             if bars:
                 logging.enable_progress_bar()
-        return cls(model.to(device), FolderTokens(Path(asset.path)), name=asset.name, sha256=asset.sha256)
+        return cls(model if how else model.to(device), FolderTokens(Path(asset.path)), name=asset.name, sha256=asset.sha256)
 
     def fingerprint(self) -> dict[str, str]:
         """Which LM this is: an adapter trained with it stores this."""
@@ -91,11 +97,11 @@ class FrozenLM:
 
     def drop_layers(self) -> None:
         """Free the layers where only tokenizer and embeddings are wanted; nothing can be read after that."""
-        self._body.layers = nn.ModuleList()
+        setattr(self._body, self._layers_name, nn.ModuleList())
 
     @property
     def n_layers(self) -> int:
-        return len(self._body.layers)
+        return len(getattr(self._body, self._layers_name))
 
     def tokenize(self, texts: Sequence[str], *, max_tokens: int | None = None, add_end: bool = False) -> tuple[Tensor, Tensor]:
         """ids_BT int64 and mask_BT bool on the LM's device, padded on the right.
@@ -236,11 +242,25 @@ class FrozenLM:
             return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
         assert 0 <= index < self.n_layers, f"layer {index + 1} of {self.n_layers}"
-        handle = self._body.layers[index].register_forward_hook(hook)
+        handle = getattr(self._body, self._layers_name)[index].register_forward_hook(hook)
         try:
             yield
         finally:
             handle.remove()
+
+
+def _in_4bit(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for linear layers in NF4 (Dettmers et al. 2023, QLoRA)."""
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if device.type != "cuda":
+        raise UserError(f"4-bit weights want a CUDA device, not {device}; leave quantise out, or run with --device cuda")
+    if find_spec("bitsandbytes") is None:
+        raise missing_extra("bitsandbytes", "quantised")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _stub_model() -> PreTrainedModel:

@@ -21,10 +21,13 @@ def attach_lora(lm: FrozenLM, rank: int) -> nn.ParameterDict:
     The output layer and the embeddings stay untouched. An LM carries one set at a time: `detach_lora` first.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
 
     assert not has_lora(lm), "this LM already carries LoRA layers"
-    linear = sorted({name.split(".")[-1] for name, module in lm._body.named_modules() if isinstance(module, nn.Linear)})
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear)
+    found = {name.split(".")[-1]: module for name, module in lm._body.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    transposed = any(isinstance(module, Conv1D) for module in found.values())  # GPT-2's linear layers
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=sorted(found), fan_in_fan_out=transposed)
+    lm._body.is_loaded_in_4bit = getattr(lm.model, "is_loaded_in_4bit", False)  # peft asks the module that it is given
     inject_adapter_in_model(config, lm._body, adapter_name=_NAME)
     parameters = {}
     for name, parameter in lm._body.named_parameters():

@@ -131,6 +131,27 @@ ROUNDTRIP = (
     Column("encoder_calls", "encoder\ncalls"),
     Column("sentences_per_second", "sentences\n/s"),
 )
+SUMMARIES = (
+    Column("label", "written from", "text"),
+    Column("n", "n", "count"),
+    Column("rouge_1", "ROUGE-1", interval=True),
+    Column("rouge_2", "ROUGE-2", interval=True),
+    Column("rouge_l", "ROUGE-L", interval=True),
+    Column("bleu", "BLEU"),
+    Column("meteor", "METEOR"),
+    Column("nats_per_token", "nats a token\nof the reference", "share", interval=True),
+    Column("unique", "different\ntexts", "count"),
+    Column("words", "words"),
+    Column("bytes", "bytes\nread", "bytes"),
+    Column("rouge_1_per_kilobyte", "ROUGE-1\na kilobyte"),
+)
+SUMMARY_DIFFERENCE = (
+    Column("label", "compared", "text"),
+    Column("rouge_1", "ROUGE-1", interval=True),
+    Column("rouge_2", "ROUGE-2", interval=True),
+    Column("rouge_l", "ROUGE-L", interval=True),
+    Column("meteor", "METEOR", interval=True),
+)
 NEGATION = (
     Column("label", "decoder", "text"),
     Column("kind", "differs in", "text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from lsm.assets import offline
 from lsm.errors import UserError, missing_extra
@@ -19,6 +20,13 @@ def hub_documents(
         UserError: `datasets` is not installed, `LSM_OFFLINE` is set, the data set or split cannot be opened, a row has no text.
     """
     origin = f"hf:{dataset}:{split}"
+    for number, (where, row) in enumerate(hub_rows(dataset, split=split, config=config)):
+        yield row_document(row, fields or RowFields(), where=where, fallback_id=f"{dataset}/{split}#{number}", source=origin)
+
+
+def hub_rows(dataset: str, *, split: str = "train", config: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Place and value of each row of a hub data set, streamed; errors as of `hub_documents`."""
+    origin = f"hf:{dataset}:{split}"
     if offline():
         raise UserError(f"{origin} needs the network but LSM_OFFLINE=1 is set; unset it, or read a local file")
     try:
@@ -28,8 +36,7 @@ def hub_documents(
     try:
         rows = load_dataset(dataset, config, split=split, streaming=True)
         for number, row in enumerate(rows):
-            where = f"{origin}, row {number}"
-            yield row_document(row, fields or RowFields(), where=where, fallback_id=f"{dataset}/{split}#{number}", source=origin)
+            yield f"{origin}, row {number}", row
     except (OSError, ValueError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:300]
         raise UserError(f"cannot read {origin}: {problem}; check name, split and network") from error

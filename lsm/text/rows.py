@@ -38,13 +38,18 @@ def jsonl_documents(file: InputFile, fields: RowFields) -> Iterator[Document | N
     Raises:
         UserError: naming file and line: broken JSON, a row without text, a line above `LINE_LIMIT_BYTES`, bad encoding, damaged archive.
     """
-    number = 0
-    for line_number, line in _lines(file.path):
-        where = f"{file.path}:{line_number}"
+    for number, (where, row) in enumerate(json_rows(file.path)):
+        yield row_document(row, fields, where=where, fallback_id=f"{file.name}#{number}", source=file.name)
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place (`FILE:LINE`) and value of each line of a JSONL file, blank ones left out; errors as of `jsonl_documents`."""
+    for line_number, line in _lines(path):
+        where = f"{path}:{line_number}"
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise decode_error(error, where, error.start, str(file.path)) from error
+            raise decode_error(error, where, error.start, str(path)) from error
         text = text.removeprefix("\ufeff") if line_number == 1 else text
         if not text or text.isspace():
             continue
@@ -53,8 +58,7 @@ def jsonl_documents(file: InputFile, fields: RowFields) -> Iterator[Document | N
         except (json.JSONDecodeError, RecursionError) as error:
             problem = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
             raise UserError(f"{where} is not a JSON row ({problem}); mend or delete that line") from error
-        yield row_document(row, fields, where=where, fallback_id=f"{file.name}#{number}", source=file.name)
-        number += 1
+        yield where, row
 
 
 def parquet_documents(file: InputFile, fields: RowFields) -> Iterator[Document | None]:

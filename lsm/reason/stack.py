@@ -1,0 +1,151 @@
+"""A whole reasoning stack at work: texts to idea vectors, ideas to thoughts, thoughts to texts, and what a target costs under a thought.
+
+Shape letters: B rows, S tokens of the encoder, E encoder width, D idea width, P prefix positions, T tokens, H hidden width of the LM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsm.corpus.format import require_same_space
+from lsm.decode.adapter import Prefix, PrefixAdapter, spoken_before
+from lsm.decode.decoders import PrefixDecoder
+from lsm.encode.encoder import load_encoder
+from lsm.errors import UserError
+from lsm.lm.frozen import FrozenLM
+from lsm.lm.generation import Sampling
+from lsm.reason.model import ReasonModel
+
+_TEXTS_AT_ONCE = 4
+"""Inputs that the encoder reads together on a CPU, of nearly one length."""
+_ROWS_AT_ONCE = 32
+
+
+class Stack:
+    """Encoder, trained model and LM."""
+
+    def __init__(self, encoder: Any, model: ReasonModel, lm: FrozenLM, *, max_new_tokens: int = 64) -> None:
+        self.encoder, self.lm, self.model = encoder, lm, model.to(lm.device).eval()
+        self._decoder = PrefixDecoder(lm, model.expansion)  # puts LoRA layers into the LM
+        self.sampling = Sampling(max_new_tokens=max_new_tokens)
+        self.prompt_1QH = prompt_embeddings(lm, model.settings.prompt)
+
+    @classmethod
+    def load(
+        cls, folder: Path, *, device: str = "auto", encoder: str | None = None, lm: str | None = None,
+        quantise: Literal["4bit"] | None = None, max_new_tokens: int = 64,
+    ) -> Stack:  # fmt: skip
+        """Read a run; `encoder` and `lm` say where those lie when they are not the assets of their names.
+
+        Raises:
+            UserError: no stack there, or another encoder or LM than it was trained with.
+        """
+        from lsm.provenance import choose_device
+
+        model = ReasonModel.from_pretrained(folder)
+        found = load_encoder(encoder or model.home.encoder["name"], device=device)
+        require_same_space(model.home.encoder, found.fingerprint(), what=f"stack {folder}")
+        frozen = FrozenLM.load(lm or model.home.lm["name"], device=choose_device(device)[0], quantise=quantise)
+        return cls(found, model, frozen, max_new_tokens=max_new_tokens)
+
+    def ideas(self, texts: Sequence[str]) -> np.ndarray:
+        """Idea vectors [B, D] float32 as float16 keeps them: what is counted in bytes is what is read."""
+        return ideas_beside([self], texts)[0]
+
+    @torch.inference_mode()
+    def think(self, ideas_BD: np.ndarray) -> np.ndarray:
+        """What the middle makes of ideas, [B, D] float32 of unit length."""
+        return self.model.think(torch.from_numpy(ideas_BD).float().to(self.lm.device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def write(self, ideas_BD: np.ndarray) -> list[str]:
+        """The text of each idea, greedily."""
+        texts: list[str] = []
+        for start in range(0, len(ideas_BD), _ROWS_AT_ONCE):
+            prefix_BPH, bias = self._decoder.conditions(self.think(ideas_BD[start : start + _ROWS_AT_ONCE]))
+            prompt_BQH = self.prompt_1QH.expand(len(prefix_BPH), -1, -1)
+            texts += self.lm.generate(torch.cat([prefix_BPH.to(self.lm.dtype), prompt_BQH], 1), self.sampling, bias=bias)
+        return texts
+
+    @torch.inference_mode()
+    def nats(self, ideas_BD: np.ndarray, targets: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Nats of each whole target under its idea, and its tokens (end token included), both [B]."""
+        nats, counts = [], []
+        for start in range(0, len(targets), _ROWS_AT_ONCE):
+            ids_BT, mask_BT = target_ids(self.lm, targets[start : start + _ROWS_AT_ONCE], self.model.settings.prompt)
+            thoughts_BD = torch.from_numpy(self.think(ideas_BD[start : start + _ROWS_AT_ONCE])).to(self.lm.device)
+            loss_B, _ = thought_loss(self.model.expansion, self.lm, thoughts_BD, self.prompt_1QH, ids_BT, mask_BT)
+            nats.append((loss_B * mask_BT.sum(1)).cpu().numpy())
+            counts.append(mask_BT.sum(1).cpu().numpy())
+        return np.concatenate(nats), np.concatenate(counts)
+
+    @torch.inference_mode()
+    def read(self, text: str, target: str | None, *, write: bool = True) -> tuple[str, tuple[float, int]]:
+        """What the LM writes when it reads text and prompt itself, without any idea, and the nats and tokens of a target after them."""
+        prompt = self.model.settings.prompt
+        before = f"{text}\n\n{prompt}" if text else prompt
+        ids = [*self.lm.tokens.start_ids, *self.lm.tokens.encode([before])[0]] or [self.lm.tokens.end_id]
+        read_1QH = self.lm.embed(torch.tensor([ids], dtype=torch.int64, device=self.lm.device))
+        written = self.lm.generate(read_1QH, self.sampling)[0] if write else ""
+        if target is None:
+            return written, (0.0, 0)
+        ids_1T, mask_1T = target_ids(self.lm, [target], prompt)
+        return written, (float(self.lm.prefix_loss(read_1QH, ids_1T, mask_1T)[0]) * ids_1T.shape[1], ids_1T.shape[1])
+
+
+@torch.inference_mode()
+def ideas_beside(stacks: Sequence[Stack], texts: Sequence[str]) -> list[np.ndarray]:
+    """`Stack.ideas` of stacks that read the same encoder: it runs once."""
+    first, rows = stacks[0], [[] for _ in stacks]
+    for start in range(0, len(texts), _ROWS_AT_ONCE):
+        states = token_states(first.encoder, texts[start : start + _ROWS_AT_ONCE], first.model.max_input_tokens)
+        for stack, own in zip(stacks, rows, strict=True):
+            own.append(stack.model.ideas(*(x.to(stack.lm.device) for x in states)).cpu().numpy())
+    return [np.concatenate(own).astype(np.float16).astype(np.float32) for own in rows]
+
+
+def token_states(encoder: Any, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+    """The frozen encoder's states [B, S, E] and mask [B, S]; nothing is kept."""
+    if not hasattr(encoder, "token_states"):
+        raise UserError(f"encoder {encoder.name} gives no token states; take a model of transformers or sentence-transformers")
+    at_once = _TEXTS_AT_ONCE if str(getattr(encoder, "device", "cpu")) == "cpu" else len(texts)
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
+    groups = [order[start : start + at_once] for start in range(0, len(order), at_once)]
+    pieces = [encoder.token_states([texts[row] for row in rows], max_tokens=max_tokens) for rows in groups]
+    longest = max(mask_BS.shape[1] for _, mask_BS in pieces)
+    states_BSE = pieces[0][0].new_zeros(len(texts), longest, pieces[0][0].shape[2])
+    mask_BS = pieces[0][1].new_zeros(len(texts), longest)
+    for rows, (states, mask) in zip(groups, pieces, strict=True):
+        states_BSE[rows, : mask.shape[1]], mask_BS[rows, : mask.shape[1]] = states, mask
+    return states_BSE, mask_BS
+
+
+def prompt_embeddings(lm: FrozenLM, prompt: str) -> Tensor:
+    """Input embeddings [1, Q, H] of the prompt; Q = 0 where it is empty."""
+    ids = lm.tokens.encode([prompt])[0] if prompt else []
+    return lm.embed(torch.tensor([ids], dtype=torch.int64, device=lm.device)).detach()
+
+
+def target_ids(lm: FrozenLM, targets: Sequence[str], prompt: str, *, max_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+    """ids_BT and mask_BT of targets as they follow the prompt: behind a word or a mark stands a space."""
+    lead = " " if prompt and not prompt[-1].isspace() else ""
+    return lm.tokenize([lead + target for target in targets], max_tokens=max_tokens, add_end=True)
+
+
+def thought_loss(
+    expansion: PrefixAdapter, lm: FrozenLM, thoughts_BD: Tensor, prompt_1QH: Tensor, ids_BT: Tensor, mask_BT: Tensor
+) -> tuple[Tensor, Prefix]:
+    """Mean cross-entropy of each row's target in nats [B], prefix and prompt being read and not counted; and the prefix."""
+    trunk_BF = expansion.trunk(thoughts_BD)
+    prefix = expansion.prefix(trunk_BF, lm)
+    places_T = torch.arange(ids_BT.shape[1], device=lm.device)
+    bias_BTH = expansion.bias(trunk_BF, spoken_before(lm.embed(ids_BT)), places_T)
+    read_BPH = torch.cat([prefix.prefix_BPH.to(lm.dtype), prompt_1QH.expand(len(ids_BT), -1, -1)], 1)
+    with torch.autocast(lm.device.type, enabled=False):  # the LM has its own dtype
+        return lm.prefix_loss(read_BPH, ids_BT, mask_BT, bias_BTH), prefix

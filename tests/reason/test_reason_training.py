@@ -1,0 +1,150 @@
+"""Training: batches come from their index alone, the loss falls, resumed = unbroken, bitwise; both real classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lsm.decode.adapter import PrefixAdapter
+from lsm.decode.settings import AdapterSettings
+from lsm.encode.encoder import load_encoder
+from lsm.errors import UserError
+from lsm.lm.frozen import FrozenLM
+from lsm.reason.settings import DataSettings, MiddleSettings, ReasonSettings, StackSettings
+from lsm.reason.stack import Stack, token_states
+from lsm.reason.training import ReasonTask
+from lsm.text.pairs import Pair
+from lsm.training.loop import Trainer
+from lsm.training.settings import OptimizerSettings
+
+
+def settings(*, steps: int = 6, aim: float = 0.0, latent: int = 64, lora: int = 0, soft_words: bool = False) -> ReasonSettings:
+    return ReasonSettings(
+        steps=steps,
+        eval_every=steps,
+        save_every=2,
+        threads=1,
+        ema_decay=None,
+        precision="float32",
+        aim_weight=aim,
+        optimizer=OptimizerSettings(lr=2e-2, warmup_steps=2),
+        data=DataSettings(max_input_tokens=100, max_target_tokens=40, held_out_fraction=0.2, batch_positions=300, evaluation_rows=8),
+        stack=StackSettings(
+            compress_hidden=32,
+            latent_dim=latent,
+            middle=MiddleSettings(hidden=32, layers=1),
+            expansion=AdapterSettings(prefix_length=2, hidden=32, lexical=soft_words, soft_words=soft_words, lora_rank=lora),
+        ),
+    )
+
+
+def task_of(pairs: list[Pair], wanted: ReasonSettings, **how: object) -> ReasonTask:
+    return ReasonTask(pairs, load_encoder("stub"), FrozenLM.load("stub"), wanted, seed=0, **how)  # ty: ignore[invalid-argument-type]
+
+
+def test_batches_depend_on_their_index_alone(pairs: list[Pair]) -> None:
+    task, again = task_of(pairs, settings()), task_of(pairs, settings())
+    for index in (0, 5, 2):
+        again.batch(index + 1)
+        one, other = task.batch(index), again.batch(index)
+        assert one.numbers_B.tolist() == other.numbers_B.tolist()
+        assert torch.equal(one.states_BSE, other.states_BSE) and torch.equal(one.ids_BT, other.ids_BT)
+
+
+def test_states_in_groups_are_states_one_by_one(pairs: list[Pair]) -> None:
+    texts = [pair.text[: 20 + 3 * number] for number, pair in enumerate(pairs[:7])]
+    encoder = load_encoder("stub")
+    states_BSE, mask_BS = token_states(encoder, texts, 50)
+    for row, text in enumerate(texts):
+        alone_1SE, _ = encoder.token_states([text], max_tokens=50)  # ty: ignore[unresolved-attribute]
+        torch.testing.assert_close(states_BSE[row, mask_BS[row]], alone_1SE[0])
+
+
+@pytest.mark.parametrize("soft_words", [False, True])
+def test_the_loss_falls(pairs: list[Pair], soft_words: bool, tmp_path: Path) -> None:
+    wanted = settings(steps=30, aim=0.5, soft_words=soft_words)
+    task = task_of(pairs, wanted)
+    with torch.no_grad():
+        before = dict(task.evaluate())
+    after = Trainer(task, wanted, tmp_path / "run", quiet=True).train()["evaluation"]
+    assert after["loss"] < 0.85 * before["loss"]
+    card = (tmp_path / "run/final/README.md").read_text()
+    assert f"| {after['loss']:.3f} |" in card and "another input's idea" in card
+
+
+def test_resumed_equals_unbroken_bitwise(pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = settings()
+    Trainer(task_of(pairs, wanted), wanted, tmp_path / "unbroken", quiet=True).train()
+    task = task_of(pairs, wanted)
+    loss, calls = task.loss, iter(range(100))
+
+    def stops(batch: object) -> object:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return loss(batch)  # ty: ignore[invalid-argument-type]
+
+    monkeypatch.setattr(task, "loss", stops)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(task, wanted, tmp_path / "broken", quiet=True).train()
+    Trainer(task_of(pairs, wanted), wanted, tmp_path / "broken", resume="must", quiet=True).train()
+    files = [tmp_path / name / "final" / "model.safetensors" for name in ("unbroken", "broken")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with pytest.raises(UserError, match="data"):
+        Trainer(task_of(pairs[:-1], wanted), wanted, tmp_path / "broken", quiet=True).train()
+
+
+def test_an_adapter_to_start_from_speaks_from_the_first_step(pairs: list[Pair]) -> None:
+    wanted = settings()
+    trained = task_of(pairs, wanted).model.expansion
+    torch.nn.init.normal_(trained.prefix_head.weight)
+    task = task_of(pairs, wanted, start_from=trained)
+    z_BD = torch.randn(2, 64)
+    expected = trained.prefix(trained.trunk(z_BD), task.lm).prefix_BPH
+    torch.testing.assert_close(task.model.expansion.prefix(task.model.expansion.trunk(z_BD), task.lm).prefix_BPH, expected)
+    other = PrefixAdapter(AdapterSettings(prefix_length=5, hidden=32), trained.home)
+    with pytest.raises(UserError, match="write both into"):
+        task_of(pairs, wanted, start_from=other)
+
+
+def test_what_cannot_be_trained_is_refused(pairs: list[Pair]) -> None:
+    with pytest.raises(UserError, match="one document"):
+        task_of([Pair("same", pair.text, pair.targets) for pair in pairs], settings())
+    with pytest.raises(UserError, match=r"latent_dim 64, the encoder's width"):
+        task_of(pairs, settings(aim=1.0, latent=32))
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_modernbert_and_gpt2_train_and_speak(pairs: list[Pair], modernbert: Path, gpt2: Path, lora: int, tmp_path: Path) -> None:
+    """The classes of the default names, random and tiny; with LoRA layers in GPT-2 the run brings them back."""
+    wanted = settings(steps=4, latent=16, lora=lora)
+    encoder, lm = load_encoder(str(modernbert), device="cpu"), FrozenLM.load(str(gpt2))
+    assert lm.model.config.model_type == "gpt2" and encoder.model.path == modernbert  # ty: ignore[unresolved-attribute]
+    task = ReasonTask(pairs, encoder, lm, wanted, seed=0)
+    before = {name: value.clone() for name, value in lm.model.state_dict().items() if "lora" not in name}
+    result = Trainer(task, wanted, tmp_path / "run", quiet=True).train()
+    assert np.isfinite(result["evaluation"]["loss"])
+    for name, value in lm.model.state_dict().items():
+        assert "lora" in name or torch.equal(value, before[name]), f"{name} of a frozen model changed"
+    stack = Stack.load(tmp_path / "run", device="cpu", encoder=str(modernbert), lm=str(gpt2), max_new_tokens=12)
+    ideas_ND = stack.ideas([pair.text for pair in task.held_out])
+    nats_N, tokens_N = stack.nats(ideas_ND, [pair.targets[0] for pair in task.held_out])
+    assert nats_N.sum() / tokens_N.sum() == pytest.approx(result["evaluation"]["loss"], rel=0.02)
+    assert stack.write(ideas_ND[:2]) == stack.write(ideas_ND[:2]) and ideas_ND.shape[1] == 16
+    with pytest.raises(UserError, match="not stub"):
+        Stack.load(tmp_path / "run", device="cpu", encoder=str(modernbert), lm="stub")
+
+
+def test_the_lm_reads_a_text_itself(pairs: list[Pair], tmp_path: Path) -> None:
+    """Its nats are the model's own loss of prompt and target."""
+    wanted = settings(steps=2)
+    Trainer(task_of(pairs, wanted), wanted, tmp_path / "run", quiet=True).train()
+    stack = Stack.load(tmp_path / "run", device="cpu", max_new_tokens=5)
+    _, (nats, count) = stack.read("Some text.", "A target.")
+    before, after = list(b"Some text.\n\nSummary:"), [*b" A target.", stack.lm.tokens.end_id]
+    logits_TV = stack.lm.model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
+    assert count == len(after) and nats == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits_TV, torch.tensor(after))) * count, rel=1e-4
+    )
