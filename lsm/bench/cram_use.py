@@ -1,4 +1,4 @@
-"""Is a crammed vector of use to its LM? Questions about the text, answered from the vector; unrelated sentences, with the vector before them.
+"""Is a crammed vector of use to its LM? Questions about the text, answered from the vector; unrelated sentences behind it.
 
 Shape letters: P prefix positions, H hidden width, T tokens.
 """

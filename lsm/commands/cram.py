@@ -111,10 +111,9 @@ def _targets(options: Options, lm: FrozenLM) -> tuple[list[Target], dict[str, li
 
     settings, most = options.settings, options.settings.growth.max_tokens
     documents = iter_documents(options.input)
-    natural, words = beginnings(documents, lm.tokens, n_texts=settings.texts, n_tokens=max(most, _CODE_TOKENS if settings.code else 0))
-    drawn = random_texts(
-        words, lm.tokens, n_texts=settings.random_texts, n_tokens=max(most, _CODE_TOKENS if settings.code else 0), seed=options.seed
-    )
+    n_tokens = max(most, _CODE_TOKENS) if settings.code else most
+    natural, words = beginnings(documents, lm.tokens, n_texts=settings.texts, n_tokens=n_tokens, skip=settings.skip_tokens)
+    drawn = random_texts(words, lm.tokens, n_texts=settings.random_texts, n_tokens=n_tokens, seed=options.seed)
     long = [*natural, *drawn]
     return [replace(target, ids=target.ids[:most]) for target in long], {target.name: target.ids for target in long}
 
@@ -189,8 +188,8 @@ def _say_plan(options: Options, lm: FrozenLM, units: Sequence[Unit], where: str)
     texts = ", ".join(f"{unit.name}: {len(unit.targets)} texts × {unit.n_vectors} × {lm.width}" for unit in units)
     say(f"cram: {lm.name} ({where}); {texts}", quiet=options.quiet)
     say(
-        f"at most {total:,} text-steps of {seconds * 1000:,.0f} ms (at {half} tokens): {duration(total * seconds)}; a target that is reached "
-        "early ends its stage, so mostly a third of that",
+        f"at most {total:,} text-steps of {seconds * 1000:,.0f} ms (at {half} tokens): {duration(total * seconds)}; a target that is "
+        "reached early ends its stage, so mostly a third of that",
         quiet=options.quiet,
     )
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -47,5 +48,5 @@ class Growth:
             held.append(target)
             search.record(target, reached=True)
             n += 1
-        gaps = [after - before for before, after in zip(held, held[1:], strict=False)]
-        return n + math.ceil(math.log2(max(1, *gaps, 1) / settings.resolution_tokens + 1))
+        gaps = [after - before for before, after in itertools.pairwise(held)]
+        return n + math.ceil(math.log2(max([1, *gaps]) / settings.resolution_tokens + 1))

@@ -61,6 +61,8 @@ class CramSettings:
     """Numbers of memory vectors to measure, separated by commas, each from 1 to 32."""
     texts: int = 5
     """Texts: the first tokens of the first so many documents that are long enough."""
+    skip_tokens: int = 0
+    """Tokens left out at the beginning of each document, such as salutations that the LM knows by heart."""
     random_texts: int = 2
     """Controls: texts of words drawn from those of the documents, each distinct word as likely as any other."""
     one_pass_texts: int = 2
@@ -96,7 +98,7 @@ class CramSettings:
     stage: StageSettings = field(default_factory=StageSettings)
 
     def __post_init__(self) -> None:
-        least = {"texts": 1, "random_texts": 0, "one_pass_texts": 0, "questions": 0, "question_vectors": 1}
+        least = {"texts": 1, "skip_tokens": 0, "random_texts": 0, "one_pass_texts": 0, "questions": 0, "question_vectors": 1}
         least |= {"group": 1, "batch_texts": 1, "save_every": 1, "threads": 1}
         problems = [f"{name} must be at least {value}" for name, value in least.items() if getattr(self, name) < value]
         if self.one_pass_texts > self.texts:

@@ -19,8 +19,10 @@ _CHARACTERS_PER_TOKEN = 16
 """More than most texts have, so that a beginning is long enough without tokenising a novel."""
 
 
-def beginnings(documents: Iterable[Document], tokens: Tokens, *, n_texts: int, n_tokens: int) -> tuple[list[Target], list[str]]:
-    """The first `n_tokens` tokens of the first documents that have so many, and the distinct words of those documents, sorted.
+def beginnings(
+    documents: Iterable[Document], tokens: Tokens, *, n_texts: int, n_tokens: int, skip: int = 0
+) -> tuple[list[Target], list[str]]:
+    """`n_tokens` tokens, after the first `skip`, of the first documents that have so many, and the distinct words of those documents, sorted.
 
     Raises:
         UserError: too few documents are long enough.
@@ -28,14 +30,14 @@ def beginnings(documents: Iterable[Document], tokens: Tokens, *, n_texts: int, n
     found: list[Target] = []
     words: set[str] = set()
     for document in documents:
-        ids = tokens.encode_exact([document.text[: n_tokens * _CHARACTERS_PER_TOKEN]])[0]
-        if len(ids) >= n_tokens:
-            found.append(Target(name=document.doc_id, kind="natural", ids=ids[:n_tokens]))
+        ids = tokens.encode_exact([document.text[: (skip + n_tokens) * _CHARACTERS_PER_TOKEN]])[0][skip : skip + n_tokens]
+        if len(ids) == n_tokens:
+            found.append(Target(name=document.doc_id, kind="natural", ids=ids))
             words |= {word for word in document.text[:_READ_CHARACTERS].split() if word.isalpha() and word.islower()}
         if len(found) == n_texts:
             return found, sorted(words)
     raise UserError(
-        f"only {len(found)} of the documents have {n_tokens} tokens, {n_texts} are wanted; give others, or lower --texts or "
+        f"only {len(found)} of the documents have {skip + n_tokens} tokens, {n_texts} are wanted; give others, or lower --texts or "
         "--growth.max-tokens"
     )
 
