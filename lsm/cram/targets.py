@@ -22,7 +22,7 @@ _CHARACTERS_PER_TOKEN = 16
 def beginnings(
     documents: Iterable[Document], tokens: Tokens, *, n_texts: int, n_tokens: int, skip: int = 0
 ) -> tuple[list[Target], list[str]]:
-    """`n_tokens` tokens, after the first `skip`, of the first documents that have so many, and the distinct words of those documents, sorted.
+    """`n_tokens` tokens, after the first `skip`, of the first documents that have so many; and their distinct words, sorted.
 
     Raises:
         UserError: too few documents are long enough.
