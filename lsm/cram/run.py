@@ -112,6 +112,21 @@ class Crammer:
                 text.end_stage(reached=b not in spent, greedy_tokens=ended[b], divergence=divergence_B[b])
             else:
                 text.step()
+        self._choose_starts(reading, [active[b] for b in spent if active[b].tokens is not None])
+
+    @staticmethod
+    @torch.no_grad()
+    def _choose_starts(reading: Reading, failed: Sequence[Text]) -> None:
+        """After a target that failed the next, shorter one starts from what failed or from what was held, whichever tells it better."""
+        if not failed:
+            return
+        rows = [text.target.ids[: text.tokens] for text in failed]
+        starts_BPH = torch.stack([*(text.vectors_PH for text in failed), *(text.held_PH for text in failed)])
+        kept = [text.steps % len(KEPT) for text in failed] if reading.keep else []
+        loss_B = reading.told(starts_BPH, rows + rows, kept + kept).loss_B.tolist()
+        for text, at_hand, held in zip(failed, loss_B, loss_B[len(failed) :], strict=True):
+            if held < at_hand:
+                text.start_from_held()
 
     @staticmethod
     def _greedy(reading: Reading, active: Sequence[Text], rows: Sequence[list[int]], which: list[int], *, best: bool) -> dict[int, int]:

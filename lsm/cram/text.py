@@ -91,7 +91,7 @@ class Text:
         return self.stage_steps >= self._settings.stage.steps
 
     def end_stage(self, *, reached: bool, greedy_tokens: int, divergence: float) -> None:
-        """On to the next target: from the vectors at hand if this one was reached, else from those that reached the one before."""
+        """On to the next target, from the vectors at hand (see `start_from_held`)."""
         tokens = self.tokens
         assert tokens is not None
         accuracy = self.best_right / tokens
@@ -101,11 +101,13 @@ class Text:
         self.growth.record(tokens, reached=reached)
         if reached:
             self.held_PH = self.vectors_PH.detach().clone()
-        with torch.no_grad():
-            self.vectors_PH.copy_(self.held_PH)
-        self.best_PH = self.held_PH.clone()
         self.stage_steps = self.best_right = 0
         self._optimizer = self._new_optimizer()
+
+    def start_from_held(self) -> None:
+        """Begin the stage from the vectors that reached the longest target so far, not from those that failed at a longer one."""
+        with torch.no_grad():
+            self.vectors_PH.copy_(self.held_PH)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that goes on, as tensors and as JSON."""
