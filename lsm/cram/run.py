@@ -124,7 +124,7 @@ class Crammer:
         starts_BPH = torch.stack([*(text.vectors_PH for text in failed), *(text.held_PH for text in failed)])
         kept = [text.steps % len(KEPT) for text in failed] if reading.keep else []
         loss_B = reading.told(starts_BPH, rows + rows, kept + kept).loss_B.tolist()
-        for text, at_hand, held in zip(failed, loss_B, loss_B[len(failed) :], strict=True):
+        for text, at_hand, held in zip(failed, loss_B[: len(failed)], loss_B[len(failed) :], strict=True):
             if held < at_hand:
                 text.start_from_held()
 
