@@ -18,6 +18,7 @@ VERB_OF_PREFIX = {
     "learned": "train-decoder",
     "corrector": "train-decoder",
     "reason": "reason",
+    "cram": "cram",
 }
 
 

@@ -20,7 +20,13 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor | None, offset_V: Tensor | None, means: bool
+        ctx: Any,
+        hidden_NH: Tensor,
+        head_VH: Tensor,
+        targets_N: Tensor | None,
+        offset_V: Tensor | None,
+        means: bool,
+        right_N: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         loss_N = torch.empty(len(hidden_NH), dtype=torch.float32, device=hidden_NH.device)
         mean_NH = torch.empty_like(hidden_NH) if means or hidden_NH.requires_grad else None
@@ -33,6 +39,8 @@ class _FrozenHead(torch.autograd.Function):
             loss_N[rows] = normaliser
             if targets_N is not None:
                 loss_N[rows] -= logits.gather(1, targets_N[rows, None]).squeeze(1)
+                if right_N is not None:
+                    right_N[rows] = logits.argmax(-1) == targets_N[rows]
             if mean_NH is not None:
                 probabilities = logits.sub_(normaliser[:, None]).exp_()
                 mean_NH[rows] = (probabilities.to(head_VH.dtype) @ head_VH).to(mean_NH.dtype)
@@ -45,9 +53,9 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient_NH,) = ctx.saved_tensors
-        return (gradient_NH * gradients[0][:, None]).to(gradient_NH.dtype), None, None, None, None
+        return (gradient_NH * gradients[0][:, None]).to(gradient_NH.dtype), None, None, None, None, None
 
 
 def frozen_cross_entropy(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tensor:
@@ -63,6 +71,13 @@ def frozen_cross_entropy(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) 
     """
     assert not head_VH.requires_grad, "the output layer must be frozen: its gradient is not computed"
     return _FrozenHead.apply(hidden_NH, head_VH, targets_N, None, False)[0]
+
+
+def frozen_prediction(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """`frozen_cross_entropy` [N], and whether each target is the most probable token, bool [N]."""
+    assert not head_VH.requires_grad, "the output layer must be frozen: its gradient is not computed"
+    right_N = torch.empty(len(hidden_NH), dtype=torch.bool, device=hidden_NH.device)
+    return _FrozenHead.apply(hidden_NH, head_VH, targets_N, None, False, right_N)[0], right_N
 
 
 def frozen_logsumexp(hidden_NH: Tensor, head_VH: Tensor, offset_V: Tensor | None = None) -> Tensor:

@@ -1,0 +1,143 @@
+"""One text on its way into memory vectors: its search, its optimiser, what was reached, and all of it as tensors and JSON.
+
+Shape letters: P vectors, H hidden width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lsm.cram.growth import Growth
+from lsm.cram.settings import CramSettings, StageSettings
+from lsm.lm.generation import row_seed
+
+TRAJECTORY_EVERY = 10
+"""Steps between two points of the accuracy trajectory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A text to cram."""
+
+    name: str
+    kind: str
+    """natural, random or question."""
+    ids: list[int]
+    """Its tokens, as many as are tried at most."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Stage:
+    """What became of one target."""
+
+    target: int
+    reached: bool
+    steps: int
+    accuracy: float
+    """Best share of right tokens after right tokens."""
+    greedy_tokens: int
+    """Tokens given back free-running before the first error, by the vectors of that best share."""
+    divergence: float
+    """KL on a kept sentence at the end, nats a token."""
+
+
+class Text:
+    """One text's state; nothing in it depends on the texts beside it."""
+
+    def __init__(self, target: Target, n_vectors: int, width: int, settings: CramSettings, *, seed: int, device: torch.device) -> None:
+        self.target, self._settings = target, settings
+        self.growth = Growth(len(target.ids))
+        generator = torch.Generator().manual_seed(row_seed(seed, target.name.encode(), target.kind.encode(), str(n_vectors).encode()))
+        start_PH = torch.randn(n_vectors, width, generator=generator) * settings.stage.init_std
+        self.vectors_PH = nn.Parameter(start_PH.to(device))
+        self.held_PH, self.best_PH = (self.vectors_PH.detach().clone() for _ in range(2))
+        self.steps = self.stage_steps = self.best_right = 0
+        self.stages: list[Stage] = []
+        self.trajectory: list[tuple[int, int, float]] = []
+        self._optimizer = self._new_optimizer()
+
+    def __str__(self) -> str:
+        trying = "" if self.tokens is None else f" ({self.best_right}/{self.tokens})"
+        return f"{self.growth.held}{trying}"
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of the target at hand; None when the search is over."""
+        return self.growth.target(self._settings.growth)
+
+    def see(self, n_right: int) -> None:
+        """Note how many tokens of the target are right with the vectors at hand."""
+        assert self.tokens is not None
+        if self.steps % TRAJECTORY_EVERY == 0 or n_right == self.tokens:
+            self.trajectory.append((self.steps, self.tokens, n_right / self.tokens))
+        if n_right > self.best_right or self.stage_steps == 0:
+            self.best_right = n_right
+            self.best_PH = self.vectors_PH.detach().clone()
+
+    def step(self) -> None:
+        """One step down the gradient that the vectors have."""
+        self._optimizer.param_groups[0]["lr"] = rate(self.stage_steps, self._settings.stage)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.steps, self.stage_steps = self.steps + 1, self.stage_steps + 1
+
+    @property
+    def out_of_steps(self) -> bool:
+        return self.stage_steps >= self._settings.stage.steps
+
+    def end_stage(self, *, reached: bool, greedy_tokens: int, divergence: float) -> None:
+        """On to the next target, from the vectors at hand (see `start_from_held`)."""
+        tokens = self.tokens
+        assert tokens is not None
+        accuracy = self.best_right / tokens
+        stage = Stage(target=tokens, reached=reached, steps=self.stage_steps, accuracy=accuracy, greedy_tokens=greedy_tokens,
+                      divergence=divergence)  # fmt: skip
+        self.stages.append(stage)
+        self.growth.record(tokens, reached=reached)
+        if reached:
+            self.held_PH = self.vectors_PH.detach().clone()
+        self.stage_steps = self.best_right = 0
+        self._optimizer = self._new_optimizer()
+
+    def start_from_held(self) -> None:
+        """Begin the stage from the vectors that reached the longest target so far, not from those that failed at a longer one."""
+        with torch.no_grad():
+            self.vectors_PH.copy_(self.held_PH)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that goes on, as tensors and as JSON."""
+        moments = self._optimizer.state.get(self.vectors_PH, {})
+        tensors = {"vectors": self.vectors_PH.detach(), "held": self.held_PH, "best": self.best_PH} | moments
+        numbers = {name: getattr(self, name) for name in ("steps", "stage_steps", "best_right", "trajectory")}
+        growth = {"held": self.growth.held, "failed": self.growth.failed}
+        return tensors, numbers | {"growth": growth, "stages": [dataclasses.asdict(stage) for stage in self.stages]}
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        device = self.vectors_PH.device
+        with torch.no_grad():
+            self.vectors_PH.copy_(tensors["vectors"])
+        self.held_PH, self.best_PH = tensors["held"].to(device), tensors["best"].to(device)
+        moments = {name: value for name, value in tensors.items() if name not in ("vectors", "held", "best")}
+        if moments:
+            self._optimizer.state[self.vectors_PH] = {
+                name: value if name == "step" else value.to(device) for name, value in moments.items()
+            }
+        self.steps, self.stage_steps, self.best_right = (numbers[name] for name in ("steps", "stage_steps", "best_right"))
+        self.trajectory = [tuple(point) for point in numbers["trajectory"]]
+        self.growth = Growth(len(self.target.ids), **numbers["growth"])
+        self.stages = [Stage(**stage) for stage in numbers["stages"]]
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        stage = self._settings.stage
+        return torch.optim.AdamW([self.vectors_PH], lr=stage.lr, betas=(stage.beta1, stage.beta2), weight_decay=stage.weight_decay)
+
+
+def rate(step: int, stage: StageSettings) -> float:
+    """Learning rate of a stage's step, counted from 0: half a cosine from `lr` to `lr_end`."""
+    return stage.lr_end + (stage.lr - stage.lr_end) * 0.5 * (1 + math.cos(math.pi * step / max(1, stage.steps - 1)))

@@ -1,0 +1,119 @@
+"""The scoreboard of `lsm cram`: tables for the terminal and Markdown, plots, and one page with the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lsm.files import atomic_write, write_json
+from lsm.provenance import report
+from lsm.report import tables
+from lsm.report.html import Section, write_report
+from lsm.report.plots import Panel, plot_curves
+from lsm.report.tables import Column
+
+CRAM = (
+    Column("label", "memory", "text"),
+    Column("kind", "texts", "text"),
+    Column("n", "n", "count"),
+    Column("tokens_exact", "tokens exact,\ngreedy", "number", interval=True),
+    Column("tokens_teacher_forced", "teacher-\nforced", "number"),
+    Column("overreach_accuracy", "shortest that failed:\nteacher-forced", "share"),
+    Column("overreach_tokens", "its greedy\ntokens", "number"),
+    Column("token_gain", "token\ngain", "number"),
+    Column("information_nats", "nats\ngained", "number"),
+    Column("cross_entropy", "nats a token\nwithout", "number"),
+    Column("exact_int8", "exact\nint8", "share"),
+    Column("exact_int6", "exact\nint6", "share"),
+    Column("exact_int4", "exact\nint4", "share"),
+    Column("bytes_int8", "bytes\nint8", "bytes"),
+    Column("utf8_bytes", "UTF-8\nbytes", "bytes"),
+    Column("zstd_bytes", "zstd\nbytes", "bytes"),
+    Column("lm_entropy_bytes", "LM\nentropy", "bytes"),
+    Column("code_tokens", "code of int8's\nbytes: tokens", "number"),
+)
+USE = (
+    Column("context", "before the prompt", "text"),
+    Column("n", "n", "count"),
+    Column("crammed_whole", "crammed\nwhole", "count"),
+    Column("answer_f1", "answer\ntoken F1", "share"),
+    Column("answer_nats", "answer, nats\na token", "number"),
+    Column("unrelated_kl", "unrelated:\nKL, nats a token", "number"),
+    Column("unrelated_same", "same best\ntoken", "share"),
+)
+TEXTS = (
+    Column("name", "text", "text"),
+    Column("kind", "kind", "text"),
+    Column("form", "form", "text"),
+    Column("vectors", "vectors", "count"),
+    *CRAM[3:10],
+    Column("float32_bytes", "bytes\nfloat32", "bytes"),
+    *CRAM[14:17],
+    Column("steps", "steps", "count"),
+)
+
+
+def show_cram(results: dict[str, Any]) -> None:
+    """Print the tables."""
+    tables.show(results["rows"], _there(CRAM, results["rows"]), title=f"Crammed into memory vectors of {results['lm']['name']}")
+    if results["usefulness"]:
+        tables.show(results["usefulness"], USE, title="Questions about short texts, and unrelated sentences")
+
+
+def write_cram(folder: Path, results: dict[str, Any], *, seed: int, device: str) -> Path:
+    """results.json, cram.md, cram.png and cram.html; the page's path."""
+    write_json(folder / "results.json", report(results, seed=seed, device=device, elapsed_seconds=0.0))
+    columns = _there(CRAM, results["rows"])
+    parts = [tables.markdown(results["rows"], columns)]
+    if results["usefulness"]:
+        parts.append(tables.markdown(results["usefulness"], USE))
+    with atomic_write(folder / "cram.md", "w") as handle:
+        handle.write("\n\n".join(parts) + "\n")
+    image = plot_cram(results["texts"], folder / "cram.png")
+    texts = [
+        (f"{row['name']}, {row['vectors']} vectors, {row['form']}: {row['tokens_exact']} tokens", row["text"]) for row in results["texts"]
+    ]
+    sections = [
+        Section("Capacity", words="Means over texts; 95 % intervals from resampling texts.", rows=results["rows"], columns=columns),
+        Section("Plots", images=[image]),
+        Section("Is the vector of use?", rows=results["usefulness"], columns=USE),
+        Section("Text by text", rows=results["texts"], columns=TEXTS),
+        Section("What is held, word for word", texts=texts),
+    ]
+    return write_report(folder / "cram.html", f"Crammed into memory vectors of {results['lm']['name']}", sections)
+
+
+def plot_cram(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Capacity against cross-entropy, capacity against the number of vectors, and accuracy trajectories of the first text of each way."""
+    against_nats: dict[str, tuple[list[float], list[float]]] = {}
+    capacities: dict[tuple[str, str], dict[int, list[int]]] = {}
+    trajectories: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        label = f"{_way(row)}, {row['kind']}"
+        xs, ys = against_nats.setdefault(label, ([], []))
+        xs.append(row["cross_entropy"])
+        ys.append(row["tokens_exact"])
+        capacities.setdefault((row["form"], row["kind"]), {}).setdefault(row["vectors"], []).append(row["tokens_exact"])
+        points = row["trajectory"]
+        if points and label not in trajectories:
+            trajectories[label] = ([step for step, _, _ in points], [tokens * accuracy for _, tokens, accuracy in points])
+    by_vectors = {
+        f"{kind}{', one pass' if form == 'one-pass' else ''}": (sorted(each), [sum(each[n]) / len(each[n]) for n in sorted(each)])
+        for (form, kind), each in capacities.items()
+    }
+    panels = [
+        Panel("Capacity and the text", "cross-entropy without a vector, nats a token", "tokens exact, greedy", against_nats, points=True),
+        Panel("Capacity and vectors", "vectors", "tokens exact, greedy (mean)", by_vectors),
+        Panel("First text of each way", "step", "tokens right, teacher-forced", trajectories),
+    ]
+    return plot_curves(panels, path, title="What memory vectors hold, word for word")
+
+
+def _way(row: dict[str, Any]) -> str:
+    return f"{row['vectors']} vector{'s' * (row['vectors'] > 1)}" + (" one pass" if row["form"] == "one-pass" else "")
+
+
+def _there(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> list[Column]:
+    """Columns that some row has."""
+    return [column for column in columns if any(column.key in row for row in rows)]
