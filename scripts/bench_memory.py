@@ -38,6 +38,7 @@ FORMATS = ("jsonl", "jsonl.zst", "jsonl.gz", "parquet", "txt")
 STAGES = ("read", "split", "tokenise", "encode", "write")
 PARAGRAPH_SENTENCES = 7
 CLAUSES = 20_000
+COPIED_BYTES = 2**22
 SENTENCE_BYTES = 98
 """Of text, the space after it included; measured."""
 FILE_SHARE = {"jsonl": 1.02, "txt": 1.0, "parquet": 0.75, "jsonl.zst": 0.5, "jsonl.gz": 0.5}
@@ -53,6 +54,7 @@ def main() -> int:
     size.add_argument("--sentences", default="", help="or its numbers of sentences, with commas")
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="one row a document, compressed or not, or one long text")
     parser.add_argument("--document-bytes", type=int, default=50_000, help="size of a document, at the least; JSONL takes up to 64 MiB")
+    parser.add_argument("--distinct-megabytes", type=float, default=None, help="make so much of the text, and repeat that; not parquet")
     parser.add_argument("--workers", type=int, default=None, help="passed on; default: lsm's own")
     parser.add_argument("--encoder", default="stub")
     parser.add_argument("--limit-mebibytes", type=int, default=1024)
@@ -61,6 +63,8 @@ def main() -> int:
     options = parser.parse_args()
     if not Path("/proc/self/statm").exists():
         parser.error("reads /proc, which this system has not")
+    if options.distinct_megabytes and options.format == "parquet":
+        parser.error("--distinct-megabytes: a parquet file cannot be repeated; choose another --format")
     if options.sentences:
         sizes = [int(n) * SENTENCE_BYTES for n in options.sentences.split(",")]
     else:
@@ -94,10 +98,13 @@ def measured(n_bytes: int, options: argparse.Namespace) -> dict[str, Any] | None
         folder = Path(name)
         text = folder / f"distinct.{options.format}"
         begin = time.monotonic()
-        text_bytes, n_documents, n_made = write_text(text, n_bytes, options.document_bytes)
+        distinct_bytes = min(n_bytes, int(1e6 * (options.distinct_megabytes or n_bytes)))
+        times = -(-n_bytes // distinct_bytes)
+        text_bytes, n_documents, n_made = (times * n for n in write_text(text, distinct_bytes, options.document_bytes))
+        repeat(text, times)
         file_bytes = text.stat().st_size
-        print(f"text: {text_bytes / 1e6:,.0f} MB in a file of {file_bytes / 1e6:,.0f} MB, {n_documents:,} documents, {n_made:,} distinct "
-              f"sentences, made in {time.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
+        print(f"text: {text_bytes / 1e6:,.0f} MB in a file of {file_bytes / 1e6:,.0f} MB, {n_documents:,} documents, {n_made:,} "
+              f"{'distinct ' if times == 1 else ''}sentences, made in {time.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
         report = folder / "report.json"
         command = [sys.executable, "-m", "lsm", "encode-corpus", str(text), "--out", str(folder / "corpus"), "--encoder", options.encoder]
         command += ["--json", str(report), "--quiet", *(["--workers", str(options.workers)] if options.workers else [])]
@@ -109,7 +116,8 @@ def measured(n_bytes: int, options: argparse.Namespace) -> dict[str, Any] | None
     n, stages = counted["n_sentences"], counted["stage_seconds"]
     work = sum(stages[stage] for stage in STAGES)
     row = {
-        "n_sentences": n, "n_sentences_made": n_made, "n_documents": n_documents, "text_bytes": text_bytes, "file_bytes": file_bytes,
+        "n_sentences": n, "n_sentences_made": n_made, "times_repeated": times, "n_documents": n_documents,
+        "text_bytes": text_bytes, "file_bytes": file_bytes,
         "corpus_bytes": counted["corpus_bytes"], "workers": counted["workers"], **taken,
         "sentences_per_second": round(n / taken["seconds"]),
         "seconds_per_million": round(taken["seconds"] / n * 1e6, 1),
@@ -179,6 +187,16 @@ def write_text(path: Path, n_bytes: int, document_bytes: int) -> tuple[int, int,
             written += len(document)
             n_documents += 1
     return written, n_documents, n_sentences
+
+
+def repeat(path: Path, times: int) -> None:
+    """The file so many times over; a compressed one becomes an archive of so many frames."""
+    n_bytes = path.stat().st_size
+    with open(path, "rb") as source, open(path, "ab") as target:
+        for _ in range(1, times):
+            source.seek(0)
+            for start in range(0, n_bytes, COPIED_BYTES):
+                target.write(source.read(min(COPIED_BYTES, n_bytes - start)))
 
 
 def distinct_sentences() -> Iterator[str]:
