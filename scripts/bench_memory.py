@@ -1,94 +1,167 @@
-"""Peak memory of `lsm encode-corpus` on a large text of distinct sentences, through the stub encoder.
+"""Memory and time of `lsm encode-corpus` on large texts of distinct sentences, through the stub encoder.
 
     python scripts/bench_memory.py --megabytes 1000 --json memory.json
+    python scripts/bench_memory.py --sentences 10000,100000,1000000,10000000 --format jsonl.zst    # is it linear?
     python scripts/bench_memory.py --megabytes 200 --document-bytes 200000000 --format parquet     # one document
     python scripts/bench_memory.py --megabytes 110 --document-bytes 1                              # a million of one sentence each
 
-A text of documents of about 50 kB is made in a temporary folder (it and the corpus are removed afterwards; allow four times its
-size on disk). The memory of the whole process tree is read from /proc twice a second: the sum of RSS counts pages that processes
-share once for each, the sum of PSS counts them once. Exit code 0 = the peak of RSS is within --limit-mebibytes. Linux only.
+A text of documents of about 50 kB is made in a temporary folder for each size, one after the other (text and corpus are removed
+afterwards; the space needed is said, and looked for, beforehand). Memory is read twice a second: the sum of RSS of the whole process
+tree, and of PSS, which counts shared pages once. CPU seconds are of all its processes, start and manifest included; those for each
+million *more* are the difference to the size before, so that the start is out of them. Exit code 0 = the peak of RSS is within
+--limit-mebibytes at every size. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from process_tree import watch
 
+from lsm.encode.encoder import encoder_info
+from lsm.files import write_json
+
+FORMATS = ("jsonl", "jsonl.zst", "jsonl.gz", "parquet", "txt")
+STAGES = ("read", "split", "tokenise", "encode", "write")
 PARAGRAPH_SENTENCES = 7
 CLAUSES = 20_000
-EVERY_SECONDS = 0.5
-SAY_EVERY = 60
-"""Samples between two lines on what is held now."""
-SIZE_FACTOR = 4
-"""Bytes on disk beside one byte of text: the text itself, its corpus, and room to spare."""
+COPIED_BYTES = 2**22
+SENTENCE_BYTES = 98
+"""Of text, the space after it included; measured."""
+FILE_SHARE = {"jsonl": 1.02, "txt": 1.0, "parquet": 0.75, "jsonl.zst": 0.5, "jsonl.gz": 0.5}
+"""Bytes of the file beside one of text, at most; measured."""
+ROW_BYTES = 90
+"""Of a corpus beside the vectors, for a sentence, at most; measured."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=1000, help="size of the text (millions of bytes)")
-    parser.add_argument("--format", choices=("jsonl", "parquet", "txt"), default="jsonl", help="one row a document, or one long text")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--megabytes", default="1000", help="sizes of text (millions of bytes), with commas")
+    size.add_argument("--sentences", default="", help="or its numbers of sentences, with commas")
+    parser.add_argument("--format", choices=FORMATS, default="jsonl", help="one row a document, compressed or not, or one long text")
     parser.add_argument("--document-bytes", type=int, default=50_000, help="size of a document, at the least; JSONL takes up to 64 MiB")
+    parser.add_argument("--distinct-megabytes", type=float, default=None, help="make so much of the text, and repeat that; not parquet")
     parser.add_argument("--workers", type=int, default=None, help="passed on; default: lsm's own")
     parser.add_argument("--encoder", default="stub")
     parser.add_argument("--limit-mebibytes", type=int, default=1024)
     parser.add_argument("--folder", type=Path, default=None, help="where the temporary folder is made; default: the system's")
-    parser.add_argument("--json", type=Path, default=None, help="also write the numbers to this file")
+    parser.add_argument("--json", type=Path, default=None, help="also write the numbers to this file, after each size")
     options = parser.parse_args()
     if not Path("/proc/self/statm").exists():
         parser.error("reads /proc, which this system has not")
-    wanted = options.megabytes * 1_000_000
+    if options.distinct_megabytes and options.format == "parquet":
+        parser.error("--distinct-megabytes: a parquet file cannot be repeated; choose another --format")
+    if options.sentences:
+        sizes = [int(n) * SENTENCE_BYTES for n in options.sentences.split(",")]
+    else:
+        sizes = [int(float(n) * 1_000_000) for n in options.megabytes.split(",")]
+    needed, free = space_needed(max(sizes), options), shutil.disk_usage(options.folder or tempfile.gettempdir()).free
+    print(f"to disk: up to {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free", flush=True)
+    if free < needed:
+        parser.error("that is not enough space; give --folder on another disk, --format jsonl.zst or a smaller size")
+    rows: list[dict[str, Any]] = []
+    for n_bytes in sizes:
+        row = measured(n_bytes, options)
+        if row is None:
+            return 1
+        rows.append(row | marginal(rows[-1] if rows else None, row))
+        if options.json:
+            write_json(options.json, {"format": options.format, "encoder": options.encoder, "document_bytes": options.document_bytes,
+                                      "limit_mebibytes": options.limit_mebibytes, "rows": rows})  # fmt: skip
+    print("\n" + table(rows))
+    return 0 if all(row["peak_rss_mebibytes"] <= options.limit_mebibytes for row in rows) else 1
+
+
+def space_needed(n_bytes: int, options: argparse.Namespace) -> float:
+    """Bytes on disk: the file, its corpus, and some room to spare."""
+    dim = int(encoder_info(options.encoder).fingerprint["dim"])
+    return 1.1 * n_bytes * (FILE_SHARE[options.format] + (2 * dim + ROW_BYTES) / SENTENCE_BYTES)
+
+
+def measured(n_bytes: int, options: argparse.Namespace) -> dict[str, Any] | None:
+    """One size: what encoding took, or None where it failed."""
     with tempfile.TemporaryDirectory(prefix="lsm-memory-", dir=options.folder) as name:
         folder = Path(name)
-        free = shutil.disk_usage(folder).free
-        if free < wanted * SIZE_FACTOR:
-            parser.error(f"{folder.parent} has {free / 1e9:.1f} GB free, {wanted * SIZE_FACTOR / 1e9:.1f} GB are needed; give --folder")
         text = folder / f"distinct.{options.format}"
         begin = time.monotonic()
-        n_documents, n_sentences = write_text(text, wanted, options.document_bytes)
-        print(f"text: {text.stat().st_size / 1e6:,.0f} MB, {n_documents:,} documents, {n_sentences:,} distinct sentences, made in "
-              f"{time.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
+        distinct_bytes = min(n_bytes, int(1e6 * (options.distinct_megabytes or n_bytes)))
+        times = -(-n_bytes // distinct_bytes)
+        text_bytes, n_documents, n_made = (times * n for n in write_text(text, distinct_bytes, options.document_bytes))
+        repeat(text, times)
+        file_bytes = text.stat().st_size
+        print(f"text: {text_bytes / 1e6:,.0f} MB in a file of {file_bytes / 1e6:,.0f} MB, {n_documents:,} documents, {n_made:,} "
+              f"{'distinct ' if times == 1 else ''}sentences, made in {time.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
         report = folder / "report.json"
         command = [sys.executable, "-m", "lsm", "encode-corpus", str(text), "--out", str(folder / "corpus"), "--encoder", options.encoder]
         command += ["--json", str(report), "--quiet", *(["--workers", str(options.workers)] if options.workers else [])]
-        peaks, seconds, status = watch(command)
+        taken, status = watch(command)
         if status:
-            print(f"encode-corpus failed with exit code {status}")
-            return 1
+            print(f"encode-corpus failed with exit code {status}; by then: {json.dumps(taken)}")
+            return None
         counted = json.loads(report.read_text(encoding="utf-8"))["results"]
-    results = {
-        "text_bytes": wanted, "format": options.format, "encoder": options.encoder, "workers": counted["workers"],
-        "n_documents": n_documents, "n_sentences_made": n_sentences, "n_sentences": counted["n_sentences"],
-        "corpus_bytes": counted["corpus_bytes"], "seconds": round(seconds, 1),
-        "sentences_per_second": round(counted["n_sentences"] / seconds), "limit_mebibytes": options.limit_mebibytes, **peaks,
+    n, stages = counted["n_sentences"], counted["stage_seconds"]
+    work = sum(stages[stage] for stage in STAGES)
+    row = {
+        "n_sentences": n, "n_sentences_made": n_made, "times_repeated": times, "n_documents": n_documents,
+        "text_bytes": text_bytes, "file_bytes": file_bytes,
+        "corpus_bytes": counted["corpus_bytes"], "workers": counted["workers"], **taken,
+        "sentences_per_second": round(n / taken["seconds"]),
+        "seconds_per_million": round(taken["seconds"] / n * 1e6, 1),
+        "cpu_seconds_per_million": round(taken["cpu_seconds"] / n * 1e6, 2),
+        "stage_seconds": stages,
+        "stage_shares": {stage: round(stages[stage] / work, 4) for stage in STAGES},
+        "seconds_before_and_after": round(taken["seconds"] - stages["wall"], 2),
     }  # fmt: skip
-    print(f"encoded: {results['n_sentences']:,} sentences in {seconds:,.1f} s ({results['sentences_per_second']:,} a second), "
-          f"{counted['workers']} workers, corpus {counted['corpus_bytes'] / 2**20:,.0f} MiB")  # fmt: skip
-    rss, pss, largest = (peaks[f"peak_{name}_mebibytes"] for name in ("rss", "pss", "process"))
+    print(f"encoded: {n:,} sentences in {taken['seconds']:,.1f} s, {taken['cpu_seconds']:,.1f} CPU s ({row['sentences_per_second']:,} a "
+          f"second), {counted['workers']} workers, corpus {counted['corpus_bytes'] / 2**20:,.0f} MiB")  # fmt: skip
+    print(f"time: {', '.join(f'{stage} {share:.1%}' for stage, share in row['stage_shares'].items())}; "
+          f"{row['seconds_before_and_after']:,.1f} s before the first shard and after the last")  # fmt: skip
+    rss, pss, largest = (taken[f"peak_{name}_mebibytes"] for name in ("rss", "pss", "process"))
     print(f"peak of the process tree: {rss:,.0f} MiB RSS, {pss:,.0f} MiB PSS (largest process {largest:,.0f} MiB; "
-          f"{peaks['samples']} samples, limit {options.limit_mebibytes} MiB)")  # fmt: skip
-    print(f"peak RSS by tenth of the run (MiB): {' '.join(f'{value:.0f}' for value in peaks['rss_by_tenth_mebibytes'])}")
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return 0 if peaks["peak_rss_mebibytes"] <= options.limit_mebibytes else 1
+          f"{taken['samples']} samples, limit {options.limit_mebibytes} MiB)")  # fmt: skip
+    print(f"peak RSS by tenth of the run (MiB): {' '.join(f'{value:.0f}' for value in taken['rss_by_tenth_mebibytes'])}", flush=True)
+    return row
 
 
-def write_text(path: Path, n_bytes: int, document_bytes: int) -> tuple[int, int]:
-    """Documents of paragraphs of sentences, no two alike; their number and that of the sentences."""
+def marginal(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, float | None]:
+    """CPU seconds for each million sentences more than the size before had."""
+    more = row["n_sentences"] - before["n_sentences"] if before else 0
+    if before is None or more <= 0:
+        return {"cpu_seconds_per_million_more": None}
+    return {"cpu_seconds_per_million_more": round((row["cpu_seconds"] - before["cpu_seconds"]) / more * 1e6, 2)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown."""
+    lines = ["| sentences | text, MB | file, MB | seconds | CPU seconds | a million | a million more | peak RSS, PSS, MiB | "
+             + ", ".join(STAGES) + " |", "|" + "---|" * 9]  # fmt: skip
+    for row in rows:
+        more = row["cpu_seconds_per_million_more"]
+        lines.append(
+            f"| {row['n_sentences']:,} | {row['text_bytes'] / 1e6:,.1f} | {row['file_bytes'] / 1e6:,.1f} | {row['seconds']:,.1f} | "
+            f"{row['cpu_seconds']:,.1f} | {row['cpu_seconds_per_million']:,.1f} | {'' if more is None else f'{more:,.1f}'} | "
+            f"{row['peak_rss_mebibytes']:,.0f}, {row['peak_pss_mebibytes']:,.0f} | "
+            f"{', '.join(f'{share:.0%}' for share in row['stage_shares'].values())} |"
+        )
+    return "\n".join(lines)
+
+
+def write_text(path: Path, n_bytes: int, document_bytes: int) -> tuple[int, int, int]:
+    """Documents of paragraphs of sentences, no two alike; their bytes, their number and that of the sentences."""
     sentences = distinct_sentences()
     a_paragraph = PARAGRAPH_SENTENCES if document_bytes > 1000 else 1
     written = n_documents = n_sentences = 0
@@ -98,12 +171,14 @@ def write_text(path: Path, n_bytes: int, document_bytes: int) -> tuple[int, int]
             rows = stack.enter_context(pq.ParquetWriter(path, schema))
             write = lambda text: rows.write_table(pa.table({"text": [text]}, schema))  # noqa: E731
         else:
-            handle = stack.enter_context(open(path, "w", encoding="utf-8"))
-            write = handle.write if path.suffix == ".txt" else lambda text: handle.write(json.dumps({"text": text}) + "\n")
+            codec = {".zst": "zstd", ".gz": "gzip"}.get(path.suffix)
+            handle = stack.enter_context(pa.output_stream(path, compression=codec, buffer_size=2**20))
+            rowed = path.suffix != ".txt"
+            write = lambda text: handle.write((json.dumps({"text": text}) + "\n" if rowed else text).encode())  # noqa: E731
         while written < n_bytes:
             paragraphs: list[str] = []
             size = 0
-            while size < document_bytes:
+            while size < document_bytes and written + size < n_bytes:
                 paragraphs.append(" ".join(islice(sentences, a_paragraph)))
                 size += len(paragraphs[-1]) + 2
                 n_sentences += a_paragraph
@@ -111,7 +186,17 @@ def write_text(path: Path, n_bytes: int, document_bytes: int) -> tuple[int, int]
             write(document)
             written += len(document)
             n_documents += 1
-    return n_documents, n_sentences
+    return written, n_documents, n_sentences
+
+
+def repeat(path: Path, times: int) -> None:
+    """The file so many times over; a compressed one becomes an archive of so many frames."""
+    n_bytes = path.stat().st_size
+    with open(path, "rb") as source, open(path, "ab") as target:
+        for _ in range(1, times):
+            source.seek(0)
+            for start in range(0, n_bytes, COPIED_BYTES):
+                target.write(source.read(min(COPIED_BYTES, n_bytes - start)))
 
 
 def distinct_sentences() -> Iterator[str]:
@@ -127,57 +212,6 @@ def distinct_sentences() -> Iterator[str]:
         for one, other in zip(first, second, strict=True):
             number += 1
             yield f"{one} {number} {other}."
-
-
-def watch(command: list[str]) -> tuple[dict[str, Any], float, int]:
-    """Run the command; peaks of its process tree, wall time, exit code."""
-    begin = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    samples: list[tuple[float, float, float]] = []
-    while process.poll() is None:
-        each = [memory(pid) for pid in tree(process.pid)]
-        if each:
-            samples.append((sum(rss for rss, _ in each), sum(pss for _, pss in each), max(rss for rss, _ in each)))
-            if len(samples) % SAY_EVERY == 0:
-                print(f"  {time.monotonic() - begin:.0f} s: {samples[-1][0]:.0f} MiB RSS, {samples[-1][1]:.0f} MiB PSS", flush=True)
-        time.sleep(EVERY_SECONDS)
-    seconds = time.monotonic() - begin
-    totals = [sample[0] for sample in samples]
-    edges = [round(len(totals) * i / 10) for i in range(11)]
-    tenths = [max(totals[a:b]) for a, b in pairwise(edges) if b > a]
-    peaks = {
-        "peak_rss_mebibytes": round(max(totals), 1),
-        "peak_pss_mebibytes": round(max(sample[1] for sample in samples), 1),
-        "peak_process_mebibytes": round(max(sample[2] for sample in samples), 1),
-        "rss_by_tenth_mebibytes": [round(value, 1) for value in tenths],
-        "samples": len(samples),
-    }
-    return peaks, seconds, process.returncode
-
-
-def tree(root: int) -> list[int]:
-    """The process and everything below it."""
-    found, todo = [], [root]
-    while todo:
-        pid = todo.pop()
-        found.append(pid)
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                todo += map(int, children.read_text().split())
-            except OSError:
-                continue
-    return found
-
-
-def memory(pid: int) -> tuple[float, float]:
-    """RSS and PSS of a process in MiB; zeros when it has ended."""
-    try:
-        rss = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (OSError, IndexError):
-        return 0.0, 0.0
-    pss = next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0) / 1024
-    return rss, pss
 
 
 if __name__ == "__main__":

@@ -159,7 +159,11 @@ class System:
             self._process.wait()
 
     def encode(self, texts: Path) -> tuple[float, np.ndarray]:
-        """Seconds, and vectors float32 [B, D], of the texts in a JSON file."""
+        """Seconds, and vectors float32 [B, D], of the texts in a JSON file.
+
+        Raises:
+            UserError: it could not, or its process has ended; `measured.failed` says why.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"texts": str(texts), "vectors": str(self._vectors)}) + "\n")
@@ -168,6 +172,7 @@ class System:
             pass  # it has died, which the answer says
         answer = self._answer()
         if "seconds" not in answer:
+            self.measured.failed = answer["failed"]
             raise UserError(f"{SYSTEMS[self.measured.system]}: {answer['failed']}; leave it out with --systems")
         return answer["seconds"], np.load(self._vectors)
 
@@ -178,7 +183,13 @@ class System:
 
 
 def measure(systems: Sequence[System], domains: Sequence[Domain], pairs: Sequence[Pairs], folder: Path, *, rounds: int) -> None:
-    """Let every system encode everything, `rounds` times in turn (pairs once); what comes of it stands in their `measured`."""
+    """Let every system encode everything, `rounds` times in turn (pairs once); what comes of it stands in their `measured`.
+
+    A system that fails is left out from then on.
+
+    Raises:
+        UserError: the one that the others are compared with failed.
+    """
     files = {}
     for part in (*domains, *pairs):
         files[part.name] = folder / f"texts-{len(files)}.json"
@@ -186,13 +197,23 @@ def measure(systems: Sequence[System], domains: Sequence[Domain], pairs: Sequenc
     with Progress("encode", rounds * len(systems), "rounds of a system") as progress:
         for number in range(rounds):
             for system in systems:
-                for domain in domains:
-                    seconds, vectors_BD = system.encode(files[domain.name])
-                    system.measured.seconds_R.setdefault(domain.name, []).append(seconds)
-                    system.measured.vectors_BD[domain.name] = vectors_BD
-                for some in pairs if number == 0 else ():
-                    system.measured.vectors_BD[some.name] = system.encode(files[some.name])[1]
+                if not system.measured.failed:
+                    try:
+                        _round(system, files, domains, pairs if number == 0 else ())
+                    except UserError as error:
+                        if system.measured.system == REFERENCE:
+                            raise
+                        say(f"left out from round {number + 1} on: {error}")
                 progress.advance(1, system.measured.system)
+
+
+def _round(system: System, files: dict[str, Path], domains: Sequence[Domain], pairs: Sequence[Pairs]) -> None:
+    for domain in domains:
+        seconds, vectors_BD = system.encode(files[domain.name])
+        system.measured.seconds_R.setdefault(domain.name, []).append(seconds)
+        system.measured.vectors_BD[domain.name] = vectors_BD
+    for some in pairs:
+        system.measured.vectors_BD[some.name] = system.encode(files[some.name])[1]
 
 
 def rows(

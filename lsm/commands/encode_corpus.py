@@ -26,7 +26,8 @@ class Options(ExecutorOptions):
     """Encode documents into a corpus of sentence vectors."""
 
     inputs: Positional[tuple[str, ...]]
-    """Files, folders or globs of .txt .md .jsonl (each also .gz .zst .bz2 .xz) .parquet, a recipe name, or hf:DATASET[:SPLIT]."""
+    """Files, folders or globs of .txt .md .jsonl (each also .gz .zst .bz2 .xz) .parquet, here or behind a URL (s3://, https:// …); a
+    recipe name, or hf:DATASET[:SPLIT]."""
     out: Path
     """Folder of the corpus."""
     encoder: str = "minilm"
@@ -111,7 +112,7 @@ def prepared(options: Options) -> tuple[EncodeJob, Iterable[DocumentLike]]:
     from lsm.text.segment import segment
 
     if not options.inputs:
-        raise UserError("encode-corpus: name at least one INPUT (file, folder, glob, recipe or hf:DATASET)")
+        raise UserError("encode-corpus: name at least one INPUT (file, folder, glob, URL, recipe or hf:DATASET)")
     settings = EncodeSettings(
         language=options.language, segmenter=options.segmenter, cap_characters=options.cap_characters,
         context_sentences=options.context_sentences, shard_rows=options.shard_rows,

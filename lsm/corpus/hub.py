@@ -20,6 +20,7 @@ from lsm.corpus.writer import read_done
 from lsm.errors import UserError
 from lsm.files import DONE_MARKER, TEMPORARY_SUFFIX, explained, read_json, sha256_file, write_json
 from lsm.lock import LOCK, only_writer
+from lsm.progress import say
 
 CARD = "README.md"
 _BESIDE = (layout.PLAN, layout.DERIVED)
@@ -182,12 +183,25 @@ def _manifest(api: Any, kind: dict[str, Any], repository: str, commit: str, out:
             f"{repository} at {commit[:12]} holds no corpus (no {layout.MANIFEST}): another kind of data set, or a push that has not ended"
         ) from error
     manifest = read_manifest(Path(fetched))
-    if (out / layout.MANIFEST).exists() and read_json(out / layout.MANIFEST) != manifest:
-        raise UserError(f"{out} was changed since it was pulled (its {layout.MANIFEST} differs from {repository}'s); choose another folder")
     for index, shard in enumerate(manifest["shards"]):
         if shard["name"] != layout.shard_name(index) or not all(_FILE_NAME.fullmatch(name) for name in shard["files"]):
             raise UserError(f"{repository}: its {layout.MANIFEST} lists files that no corpus has; it is not to be trusted")
+    if (out / layout.MANIFEST).exists() and _json_or_none(out / layout.MANIFEST) != manifest:
+        _mend_manifest(out, manifest, repository)
     return manifest
+
+
+def _mend_manifest(out: Path, manifest: dict[str, Any], repository: str) -> None:
+    """Take a manifest that differs from the repository's out of the way, where nothing else differs; else nothing is deleted."""
+    try:
+        list(_names(out, manifest, lambda _: None))
+    except UserError as error:
+        raise UserError(
+            f"{out} was changed since it was pulled (its {layout.MANIFEST} differs from {repository}'s, and other files do); if they are "
+            f"damaged, delete {out / layout.MANIFEST} and pull again; else choose another folder"
+        ) from error
+    say(f"{out / layout.MANIFEST} differs from {repository}'s, and nothing else does: it is written again")
+    (out / layout.MANIFEST).unlink()
 
 
 def _hashes(manifest: dict[str, Any]) -> Iterator[tuple[int | None, str, str]]:

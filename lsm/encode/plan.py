@@ -13,6 +13,7 @@ from lsm.corpus import format as layout
 from lsm.encode.settings import EncodeSettings
 from lsm.errors import UserError
 from lsm.files import fingerprint, read_json, write_json
+from lsm.text.remote import is_url, url_name
 
 Resume = Literal["auto", "never", "must"]
 
@@ -111,4 +112,4 @@ def windows(n_rows: int, window_rows: int) -> list[slice]:
 
 def input_names(inputs: Sequence[str]) -> list[str]:
     """Inputs as recorded: file and folder names without where they lie, recipe and hub names as they are."""
-    return [Path(item).name if Path(item).exists() or "*" in item else item for item in inputs]
+    return [url_name(item) if is_url(item) else Path(item).name if Path(item).exists() or "*" in item else item for item in inputs]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lsm.errors import UserError
+from lsm.text.remote import RemoteFile
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """By the last ending of a file's name."""
@@ -49,14 +50,14 @@ class _XzStreams(io.RawIOBase):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def opened(path: Path | RemoteFile) -> Iterator[Any]:
     """A buffered binary stream of what the file holds, decompressed on the way; archives of several frames are read to their end.
 
     Raises:
         UserError: the archive was cut short or is none.
     """
     compression = COMPRESSIONS.get(path.suffix.lower())
-    with open(path, "rb") as raw:
+    with path.open("rb") as raw:
         if compression is None:
             yield raw
             return

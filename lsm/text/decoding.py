@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lsm.errors import UserError
 from lsm.text.compressed import opened
+from lsm.text.remote import RemoteFile
 
 LINE_LIMIT_BYTES = 64 * 2**20
 """Longest line of a text or JSONL file; anything longer is a file of another kind, or lost its line breaks."""
@@ -63,7 +64,7 @@ def decode_error(error: UnicodeDecodeError, where: str, offset: int, file: str) 
     return UserError(f"{where} is not UTF-8 (byte 0x{byte:02x} at offset {offset}); {hint}")
 
 
-def read_text(path: Path) -> Iterator[str]:
+def read_text(path: Path | RemoteFile) -> Iterator[str]:
     """Stream a UTF-8 file as stretches of about 1 MiB that add up to it; only a byte order mark is taken off.
 
     Raises:
@@ -84,7 +85,7 @@ def read_text(path: Path) -> Iterator[str]:
     yield _decode(decoder, b"", offset, path, final=True)
 
 
-def _line_bytes(chunk: bytes, line_bytes: int, path: Path) -> int:
+def _line_bytes(chunk: bytes, line_bytes: int, path: Path | RemoteFile) -> int:
     """Bytes of the unfinished line after `chunk`, when `line_bytes` of it came before."""
     first = chunk.find(b"\n")
     if line_bytes + (first if first >= 0 else len(chunk)) > LINE_LIMIT_BYTES:
@@ -93,7 +94,7 @@ def _line_bytes(chunk: bytes, line_bytes: int, path: Path) -> int:
     return len(chunk) - chunk.rfind(b"\n") - 1 if first >= 0 else line_bytes + len(chunk)
 
 
-def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int, path: Path, *, final: bool) -> str:
+def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int, path: Path | RemoteFile, *, final: bool) -> str:
     pending = len(decoder.getstate()[0])
     try:
         return decoder.decode(chunk, final)

@@ -1,4 +1,4 @@
-"""INPUT on the command line → the files, recipes and hub data sets that it stands for, in a fixed order."""
+"""INPUT on the command line → the files (here or behind URLs), recipes and hub data sets that it stands for, in a fixed order."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from lsm.errors import UserError
 from lsm.text.compressed import COMPRESSIONS
+from lsm.text.remote import RemoteFile, files_of_url, is_url, shown
 
 READABLE_SUFFIXES = (*(kind + ending for kind in (".txt", ".md", ".jsonl") for ending in ("", *COMPRESSIONS)), ".parquet")
 """What `lsm.text.readers` reads, by the end of the file's name."""
@@ -22,11 +24,18 @@ HUB_PREFIX = "hf:"
 class InputFile:
     """One file to read."""
 
-    path: Path
+    path: Path | RemoteFile
     name: str
     """Path relative to the input that it was found under, with `/`: equal on every machine."""
     found: bool = False
     """Found in a folder or by a glob rather than named: if it is empty it is skipped, not refused."""
+
+    def look(self) -> tuple[int | None, tuple[Any, ...]]:
+        """Its size now, and what changes when somebody writes into the file or puts another in its place."""
+        if isinstance(self.path, RemoteFile):
+            return self.path.look()
+        found = self.path.stat()
+        return found.st_size, (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ def expand_input(value: str, recipe_names: list[str]) -> list[InputFile] | HubIn
     """
     if value.startswith(HUB_PREFIX):
         return _hub_input(value)
+    if is_url(value):
+        return _url_files(value)
     path = Path(value)
     if path.is_dir():
         return _folder_files(path, value)
@@ -67,13 +78,27 @@ def expand_input(value: str, recipe_names: list[str]) -> list[InputFile] | HubIn
     near = get_close_matches(value, recipe_names, 1)
     if near:
         raise UserError(f"input {value} does not exist; did you mean the recipe {near[0]}?")
-    raise UserError(f"input {value} does not exist; give a file, folder, glob, hf:DATASET or a recipe ({', '.join(recipe_names)})")
+    raise UserError(f"input {value} does not exist; give a file, folder, glob, URL, hf:DATASET or a recipe ({', '.join(recipe_names)})")
 
 
-def suffix_of(path: Path) -> str | None:
+def suffix_of(path: Path | RemoteFile) -> str | None:
     """Which of `READABLE_SUFFIXES` the file's name ends in, if any."""
-    name = path.name.lower()
+    return _suffix(path.name)
+
+
+def _suffix(name: str) -> str | None:
+    name = name.lower()
     return next((suffix for suffix in READABLE_SUFFIXES if name.endswith(suffix) and name != suffix), None)
+
+
+def _url_files(value: str) -> list[InputFile]:
+    found, listed = files_of_url(value, lambda name: _suffix(name) is not None)
+    files = [InputFile(file, name, found=listed) for file, name in found if suffix_of(file) is not None]
+    if not files:
+        others = " ".join(sorted({file.suffix or file.name for file, _ in found})[:8])
+        seen = f"only {others}" if others else "nothing is there"
+        raise UserError(f"input {shown(value)} has no readable file ({seen}); readable are {_READABLE}")
+    return sorted(files, key=lambda file: file.name)
 
 
 def _hub_input(value: str) -> HubInput:

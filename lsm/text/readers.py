@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
+from typing import Any
 
 from lsm.errors import UserError
 from lsm.progress import say
@@ -12,6 +15,7 @@ from lsm.text.hub import hub_documents
 from lsm.text.inputs import HubInput, InputFile, RecipeInput, expand_input, files_below, suffix_of
 from lsm.text.plain import text_documents
 from lsm.text.recipes import Recipe, corpora_folder, load_recipe, recipe_names
+from lsm.text.remote import RemoteFile
 from lsm.text.rows import RowFields, jsonl_documents, parquet_documents
 
 _TEXT_SHARE = {".gz": 2.7, ".zst": 3.0, ".bz2": 3.5, ".xz": 3.4, ".parquet": 1.8}
@@ -21,6 +25,8 @@ _CHANGED = (
     "documents in it are still the same, else restore the file or choose another --out"
 )
 
+_LOOK_AGAIN_SECONDS = 30.0
+
 
 def iter_documents(inputs: Sequence[str], *, limit: int | None = None, note: Callable[[str], None] = say) -> Iterator[Document]:
     """Read every document of `inputs`, in their order; folders and globs by sorted file name.
@@ -29,7 +35,7 @@ def iter_documents(inputs: Sequence[str], *, limit: int | None = None, note: Cal
     about 64 MiB besides are held at a time.
 
     Args:
-        inputs: files, folders, globs, recipe names (`sotu`, `sotu:0-90`) or `hf:DATASET[:SPLIT]`.
+        inputs: files, folders, globs, URLs of them, recipe names (`sotu`, `sotu:0-90`) or `hf:DATASET[:SPLIT]`.
         limit: stop after so many documents (at least 1).
         note: called with one line when something was skipped (documents or found files without text).
 
@@ -38,7 +44,7 @@ def iter_documents(inputs: Sequence[str], *, limit: int | None = None, note: Cal
             name, or no document at all.
     """
     if not inputs:
-        raise UserError("no INPUT given; give a file, folder, glob, recipe or hf:DATASET")
+        raise UserError("no INPUT given; give a file, folder, glob, URL, recipe or hf:DATASET")
     assert limit is None or limit >= 1
     sources = [expand_input(value, recipe_names()) for value in inputs]
     count = skipped = 0
@@ -65,7 +71,7 @@ def iter_documents(inputs: Sequence[str], *, limit: int | None = None, note: Cal
 
 
 def input_bytes(inputs: Sequence[str]) -> int | None:
-    """Bytes of text in all input files, roughly, for plans and estimates; None where a hub data set is among them."""
+    """Bytes of text in all input files, roughly, for plans and estimates; None where nothing tells (a hub data set, a web server)."""
     total = 0.0
     for value in inputs:
         source = expand_input(value, recipe_names())
@@ -76,7 +82,11 @@ def input_bytes(inputs: Sequence[str]) -> int | None:
             source = _recipe_files(recipe)[source.start : source.stop]
         if isinstance(source, HubInput):
             return None
-        total += sum(file.path.stat().st_size * _TEXT_SHARE.get(file.path.suffix.lower(), 1.0) for file in source)
+        for file in source:
+            n_bytes = file.path.listed_bytes if isinstance(file.path, RemoteFile) else file.path.stat().st_size
+            if n_bytes is None:
+                return None
+            total += n_bytes * _TEXT_SHARE.get(file.path.suffix.lower(), 1.0)
     return int(total)
 
 
@@ -112,24 +122,38 @@ def _recipe_files(recipe: Recipe) -> list[InputFile]:
 def _files_documents(files: list[InputFile], fields: RowFields) -> Iterator[Document | None]:
     for file in files:
         try:
-            before = _version(file)
-            for document in _file_documents(file, fields):
-                if _version(file) != before:
-                    raise UserError(_CHANGED.format(file.path))
-                yield document
-            if _version(file) != before:
-                raise UserError(_CHANGED.format(file.path))
+            yield from _unchanged(file, fields)
         except OSError as error:
             raise UserError(f"cannot read {file.path}: {error.strerror or error}; mend its permissions or the disk") from error
 
 
-def _version(file: InputFile) -> tuple[int, ...]:
-    """What changes when somebody writes into the file or puts another in its place."""
-    found = file.path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+def _unchanged(file: InputFile, fields: RowFields) -> Iterator[Document | None]:
+    """The file's documents, as long as it stays as it was. A remote one is looked at now and then, a request each time."""
+    pause = _LOOK_AGAIN_SECONDS if isinstance(file.path, RemoteFile) else 0.0
+    n_bytes, before = file.look()
+    looked = time.monotonic()
+    try:
+        for document in _file_documents(file, fields, n_bytes):
+            if time.monotonic() - looked >= pause:
+                _require_same(file, before)
+                looked = time.monotonic()
+            yield document
+    except UserError as error:
+        after = before
+        with suppress(UserError, OSError):
+            after = file.look()[1]
+        if after != before:  # and that is what is wrong with it
+            raise UserError(_CHANGED.format(file.path)) from error
+        raise
+    _require_same(file, before)
 
 
-def _file_documents(file: InputFile, fields: RowFields) -> Iterator[Document | None]:
+def _require_same(file: InputFile, before: tuple[Any, ...]) -> None:
+    if file.look()[1] != before:
+        raise UserError(_CHANGED.format(file.path))
+
+
+def _file_documents(file: InputFile, fields: RowFields, n_bytes: int | None) -> Iterator[Document | None]:
     suffix = suffix_of(file.path)
     if suffix == ".parquet":
         documents = parquet_documents
@@ -137,7 +161,7 @@ def _file_documents(file: InputFile, fields: RowFields) -> Iterator[Document | N
         documents = _text_documents
     else:
         documents = jsonl_documents
-    if file.path.stat().st_size == 0:
+    if n_bytes == 0:
         if not file.found:
             raise UserError(f"{file.path} is empty; give a file with text in it")
         return iter([None])

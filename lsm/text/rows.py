@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from lsm.text.compressed import opened
 from lsm.text.decoding import LINE_LIMIT_BYTES, decode_error, refuse_other_formats
 from lsm.text.documents import Document
 from lsm.text.inputs import InputFile
+from lsm.text.remote import RemoteFile
 
 _BATCH_ROWS = 64
 _HEAD_BYTES = 4096
+_PARQUET_BUFFER_BYTES = 4 * 2**20
+"""Of a remote file, held for each column: row groups can be larger than memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +72,9 @@ def parquet_documents(file: InputFile, fields: RowFields) -> Iterator[Document |
         UserError: not parquet, or no column for the text (the columns are listed).
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file.path) as parquet:
+        with _parquet(file.path) as parquet:
             names = parquet.schema_arrow.names
             wanted = [name for name in (fields.text, fields.messages, fields.id, fields.title) if name in names]
             if fields.text not in names and fields.messages not in names:
@@ -86,6 +89,18 @@ def parquet_documents(file: InputFile, fields: RowFields) -> Iterator[Document |
                     number += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{file.path} is not a whole parquet file ({_one_line(error)}); fetch or write it again") from error
+
+
+@contextmanager
+def _parquet(path: Path | RemoteFile) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    if isinstance(path, RemoteFile):
+        with path.open_for_seeking() as handle, pq.ParquetFile(handle, buffer_size=_PARQUET_BUFFER_BYTES) as parquet:
+            yield parquet
+    else:
+        with pq.ParquetFile(path) as parquet:
+            yield parquet
 
 
 def row_document(row: Any, fields: RowFields, *, where: str, fallback_id: str, source: str) -> Document | None:
@@ -132,7 +147,7 @@ def _render_messages(messages: Any, where: str) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path | RemoteFile) -> Iterator[tuple[int, bytes]]:
     """Number (from 1) and bytes of each line, decompressed on the way."""
     with opened(path) as stream:
         number = 0

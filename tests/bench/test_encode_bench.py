@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lsm.bench.encode import Domain, Measured, Pairs, choose_systems, read_domains, read_pairs, rows
+from lsm.bench.encode import Domain, Measured, Pairs, System, choose_systems, measure, read_domains, read_pairs, rows
 from lsm.errors import UserError
 
 SAMPLES = Path(__file__).parents[2] / "corpora" / "samples"
@@ -66,6 +67,40 @@ def test_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such Python"):
         choose_systems(["st"], str(tmp_path / "python"))
     assert list(choose_systems(["st", "st-onnx"], None)) == ["st"]
+
+
+_CHILD = """#!{python}
+import json, sys
+import numpy as np
+print(json.dumps({{"versions": {{}}}}), flush=True)
+for number, line in enumerate(sys.stdin):
+    if number == {lasts}:
+        print(json.dumps({{"failed": "MemoryError: too much"}}), flush=True)
+        break
+    np.save(json.loads(line)["vectors"], np.eye(2, dtype=np.float32))
+    print(json.dumps({{"seconds": 1.0}}), flush=True)
+"""
+
+
+def _system(folder: Path, name: str, *, lasts: int) -> System:
+    child = folder / f"child-{name}"
+    child.write_text(_CHILD.format(python=sys.executable, lasts=lasts))
+    child.chmod(0o755)
+    return System(name, python=str(child), model="", threads=1, calibration=folder / "none", folder=folder)
+
+
+def test_a_system_that_fails_leaves_a_row_that_says_why(tmp_path: Path) -> None:
+    domains, pairs = [Domain("a", ["x", "y"])], [Pairs("p", ["x", "y"], [1.0])]
+    with _system(tmp_path, "st", lasts=9) as st, _system(tmp_path, "st-onnx", lasts=1) as lost:
+        measure([st, lost], domains, [], tmp_path, rounds=3)
+        found = rows([st.measured, lost.measured], domains, [])
+    assert [(row["system"], row.get("note")) for row in found if row["domain"] == "all"] == [
+        ("st", None),
+        ("st-onnx", "MemoryError: too much"),
+    ]
+    assert len(found[0]["rounds"]) == 3
+    with _system(tmp_path, "st", lasts=1) as st, pytest.raises(UserError, match="too much"):
+        measure([st], domains, pairs, tmp_path, rounds=1)
 
 
 @pytest.mark.slow

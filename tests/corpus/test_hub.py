@@ -139,6 +139,26 @@ def test_what_differs_from_its_hash_is_fetched_again_or_refused(run_cli: Callabl
     assert outcome.code == 2 and "differs from its hash" in outcome.stderr
 
 
+def test_a_manifest_alone_is_mended(run_cli: Callable, hub: Any, corpus: Corpus, tmp_path: Path) -> None:
+    assert run_cli("corpus", "push", corpus.path, NAME, "--quiet").code == 0
+    back = tmp_path / "back"
+    assert run_cli("corpus", "pull", NAME, back, "--quiet").code == 0
+    whole = (back / "manifest.json").read_bytes()
+    for damaged in (whole.replace(b'"n_characters": ', b'"n_characters": 1', 1), whole[:-9]):
+        assert damaged != whole
+        (back / "manifest.json").write_bytes(damaged)
+        assert run_cli("corpus", "pull", NAME, back, "--quiet").code == 0
+        assert (back / "manifest.json").read_bytes() == whole
+    (back / "manifest.json").write_bytes(damaged)
+    (back / "shards/00001/semantic.npy").write_bytes(b"mine?")
+    outcome = run_cli("corpus", "pull", NAME, back, "--quiet")
+    assert outcome.code == 2 and f"delete {back / 'manifest.json'} and pull again" in outcome.stderr
+    assert (back / "shards/00001/semantic.npy").read_bytes() == b"mine?"
+    (back / "manifest.json").unlink()
+    assert run_cli("corpus", "pull", NAME, back, "--quiet").code == 0
+    verify(Corpus.open(back))
+
+
 def test_a_manifest_that_names_other_files_is_not_followed(run_cli: Callable, hub: Any, corpus: Corpus, tmp_path: Path) -> None:
     assert run_cli("corpus", "push", corpus.path, NAME, "--quiet").code == 0
     (tmp_path / "mine").write_text("kept")
