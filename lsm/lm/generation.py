@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ def generate_ids(
     seeds_B: Sequence[int] | None = None,
     beside: Beside | None = None,
     lift_BV: Tensor | None = None,
+    cache: Any = None,
+    mask_BP: Tensor | None = None,
 ) -> list[list[int]]:
     """Token ids of a continuation of each prefix, the end token left out.
 
@@ -70,6 +72,8 @@ def generate_ids(
         seeds_B: of each row, so that what it draws depends on nothing beside it (see `row_seed`); needed when the temperature is above 0.
         beside: a second context whose next-token probabilities are multiplied in; when a text ends is left to the first. Twice the work.
         lift_BV: added to the logits at every step.
+        cache: of what every row has read before its prefix; it is used up.
+        mask_BP: which positions of cache and prefix are real, so that padding may stand anywhere but in the last one.
     """
     assert sampling.temperature == 0 or seeds_B is not None, "sampling needs seeds"
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_B] if sampling.temperature and seeds_B is not None else []
@@ -78,9 +82,11 @@ def generate_ids(
     spoken_AH = torch.zeros(len(prefix_BPH), lm.width, device=prefix_BPH.device)
     written_AT = rows_A.new_empty(len(rows_A), 0)
     inputs = prefix_BPH.to(lm.dtype)
+    assert prompt_ids_T is None or mask_BP is None, "a mask is of cache and prefix: put the prompt into the prefix"
     if prompt_ids_T is not None:
         inputs = torch.cat([inputs, lm.embed(prompt_ids_T)[None].expand(len(inputs), -1, -1)], dim=1)
-    cache = lm.new_cache()
+    cache = lm.new_cache() if cache is None else cache
+    mask_AT = mask_BP
     reader = _Reader(lm, beside, len(rows_A)) if beside else None
     for n_tokens in range(sampling.max_new_tokens):
         if not len(rows_A):
@@ -90,7 +96,7 @@ def generate_ids(
         else:
             bias_AH = bias(spoken_AH, n_tokens, rows_A) if bias is not None else None
         with lm.fused_attention():
-            logits_AV, cache = lm.step(inputs, cache, bias_AH)
+            logits_AV, cache = lm.step(inputs, cache, bias_AH, mask_AT)
         if lift_BV is not None:
             logits_AV += lift_BV[rows_A]
         if reader:
@@ -110,9 +116,12 @@ def generate_ids(
             kept = _moved_up(going_A)
             rows_A, chosen_A, spoken_AH, written_AT = rows_A[kept], chosen_A[kept], spoken_AH[kept], written_AT[kept]
             cache.batch_select_indices(kept)
+            mask_AT = None if mask_AT is None else mask_AT[kept]
             if reader:
                 reader.keep(kept)
         written_AT = torch.cat([written_AT, chosen_A[:, None]], dim=1)
+        if mask_AT is not None:
+            mask_AT = torch.cat([mask_AT, mask_AT.new_ones(len(mask_AT), 1)], dim=1)
         inputs = lm.embed(chosen_A[:, None])
         if reader:
             reader.inputs = inputs
