@@ -12,7 +12,13 @@ from lsm.commands import VERBS
 from lsm.config import load_settings, settings_from, settings_kind_of, to_dict
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
-VERB_OF_PREFIX = {"latent": "pretrain", "decoder": "train-decoder", "learned": "train-decoder", "corrector": "train-decoder"}
+VERB_OF_PREFIX = {
+    "latent": "pretrain",
+    "decoder": "train-decoder",
+    "learned": "train-decoder",
+    "corrector": "train-decoder",
+    "compress": "compress",
+}
 
 
 def test_there_are_configs():

@@ -30,5 +30,6 @@ VERBS: dict[str, Verb] = {
     "generate": Verb("lsm.commands.generate", "continue a document: plan sentence vectors, then word them"),
     "invert": Verb("lsm.commands.invert", "sentence vectors -> text"),
     "roundtrip": Verb("lsm.commands.roundtrip", "text -> vector -> text: what is kept and what is lost"),
+    "compress": Verb("lsm.commands.compress", "long prompts as few soft tokens for a frozen LM, beside honest controls"),
     "bench": Verb("lsm.commands.bench", "side by side in one run: what token-level and latent models cost, how fast encoders are"),
 }

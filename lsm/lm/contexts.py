@@ -93,6 +93,7 @@ def write_answers(lm: FrozenLM, read: Read, prompts: Sequence[Sequence[int]], *,
     longest = max(map(len, prompts))
     ids_NT = torch.tensor([[lm.tokens.end_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=lm.device)
     mask_NT = torch.tensor([[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts], device=lm.device)
-    sampling = Sampling(max_new_tokens=max_new_tokens, no_repeat_tokens=0)
+    stop_ids = tuple(lm.tokens.encode(["\n"])[0][-1:])
+    sampling = Sampling(max_new_tokens=max_new_tokens, no_repeat_tokens=0, stop_ids=stop_ids)
     texts = lm.generate(lm.embed(ids_NT), sampling, cache=read.cache, mask_BP=torch.cat([read.mask_NP, mask_NT], dim=1))
     return [text.split("\n")[0].strip() for text in texts]

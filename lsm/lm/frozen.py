@@ -231,8 +231,13 @@ class FrozenLM:
         if layer == 0:
             return inputs_BTH.to(self.dtype)
         caught: list[Tensor] = []
+        layers = self._body.layers
         with self._hooked(layer - 1, lambda states: caught.append(states) or states):
-            self.final_hidden(inputs_BTH)
+            self._body.layers = layers[:layer]  # what lies above is not asked
+            try:
+                self.final_hidden(inputs_BTH)
+            finally:
+                self._body.layers = layers
         return caught[0]
 
     @contextmanager

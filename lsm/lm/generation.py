@@ -35,6 +35,8 @@ class Sampling:
     """Sample from the smallest set of tokens with this much probability."""
     presence_penalty: float = 0.0
     """Taken off the logit of every token that the row already holds."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a text as the end token does, such as a line break's."""
     no_repeat_tokens: int = 3
     """No run of this many tokens occurs twice in a row's text; 0 allows repetition."""
 
@@ -109,6 +111,8 @@ def generate_ids(
         drawn_A = torch.cat([torch.rand(1, generator=generators[row]) for row in rows_A.tolist()]) if generators else None
         chosen_A = _choose(logits_AV, sampling, drawn_A)
         going_A = chosen_A != lm.tokens.end_id
+        for stop in sampling.stop_ids:
+            going_A &= chosen_A != stop
         for row, token, going in zip(rows_A.tolist(), chosen_A.tolist(), going_A.tolist(), strict=True):
             if going:
                 texts[row].append(token)

@@ -58,7 +58,9 @@ def _json_rows(path: Any) -> Iterator[Any]:
                 try:
                     yield json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise UserError(f"{path}:{number} is not a JSON row ({str(error).splitlines()[0]}); mend or delete that line") from error
+                    raise UserError(
+                        f"{path}:{number} is not a JSON row ({str(error).splitlines()[0]}); mend or delete that line"
+                    ) from error
 
 
 def _hub_rows(found: HubInput) -> Iterator[Any]:
