@@ -1,6 +1,6 @@
 """Text → codes → soft tokens: states of a reader, pooled by windows, and the adapter that makes an LM's input of them.
 
-Shape letters: C texts, T states of a text, P windows = soft tokens of a text, F width of a state, D width of a code, H hidden width of the LM.
+Shape letters: C texts, T states of a text, P windows = soft tokens, F width of a state, D width of a code, H hidden width of the LM.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Compressor(nn.Module):
 
     @torch.no_grad()
     def fit_words(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> None:
-        """Set the adapter by ridge regression so that untrained codes already give each window's mean word embedding, as far as they can."""
+        """Set the adapter by ridge regression so that untrained codes already give each window's mean word embedding."""
         assert self.adapter is not None
         pairs = [self.encode(texts[start : start + 16], lm, ratio) for start in range(0, len(texts), 16)]
         codes_ND = torch.cat([code for codes, _ in pairs for code in codes]).double()

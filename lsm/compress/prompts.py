@@ -1,4 +1,4 @@
-"""What the LM reads around a text, and the token ids of questions and answers: the same for training and for every row of the scoreboard."""
+"""What the LM reads around a text, and questions and answers as token ids: the same for training and for every row of the scoreboard."""
 
 from __future__ import annotations
 
