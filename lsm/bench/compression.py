@@ -48,6 +48,8 @@ class Way:
     per_question: bool = False
     """The context depends on the question too."""
     anchor: str = "Answer:"
+    equals: str | None = None
+    """Label of the row whose contexts these are by construction."""
     uncounted: int = 0
     """Positions at the end of each context that say nothing of its text."""
     around: Callable[[], AbstractContextManager[Any]] = nullcontext

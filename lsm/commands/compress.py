@@ -34,6 +34,8 @@ class Options(CommonOptions):
     """eval: only this ratio; pack: tokens a soft token (default: the run's first ratio)."""
     bits: Literal[8, 6, 4] = 8
     """pack: bits of an entry."""
+    wire_bits: tuple[Literal[8, 6, 4], ...] = (8, 6, 4)
+    """eval: rows of soft tokens that went through the wire at so many bits."""
     group: int = 64
     """eval, pack: entries that share a 16-bit scale."""
     resamples: int = 1000

@@ -116,7 +116,8 @@ def evaluate(options: Options) -> dict[str, Any]:
     answered: dict[tuple[str, int | None], Answered] = {}
     with Progress("compress eval", len(ways), "rows", quiet=options.quiet) as progress:
         for way in ways:
-            answered[way.label, way.ratio] = compression.answer_all(loaded.lm, loaded.prompts, way, questions)
+            same = answered.get((way.equals or "", None))  # a row that is another one by construction is not measured again
+            answered[way.label, way.ratio] = same or compression.answer_all(loaded.lm, loaded.prompts, way, questions)
             scores = answered[way.label, way.ratio].scores
             n = len(questions)
             say(f"{way.label} {way.ratio or ''}: F1 {sum(scores['f1']) / n:.3f}, nats {sum(scores['nll']) / n:.3f}", quiet=options.quiet)
@@ -208,7 +209,11 @@ def _ways(loaded: Loaded, questions: list[Question], ratio: int, options: Option
 
     ways = [
         Way("truncated, same tokens", controls.each(first_tokens)),
-        Way("truncated, same bytes (int8)", controls.each(lambda one: controls.first_bytes(lm, one.text, n_bytes[one.text]))),
+        Way(
+            "truncated, same bytes (int8)",
+            controls.each(lambda one: controls.first_bytes(lm, one.text, n_bytes[one.text])),
+            equals="full text" if all(len(text.encode()) <= n_bytes[text] for text in texts) else None,
+        ),
         Way(
             "best sentences (sees the question)",
             controls.each(lambda one: controls.best_sentences(lm, one, n_soft[one.text], encode)),
@@ -217,7 +222,7 @@ def _ways(loaded: Loaded, questions: list[Question], ratio: int, options: Option
         Way("PCA, same vectors", controls.each(lambda one: controls.principal_components(lm, one.text, n_soft[one.text]))),
         Way("shuffled", learned(other.__getitem__), uncounted=loaded.cue),
         Way("learned", learned(str), uncounted=loaded.cue),
-        *(Way(f"learned, int{bits}", learned(str, bits), uncounted=loaded.cue) for bits in soft_file.BITS),
+        *(Way(f"learned, int{bits}", learned(str, bits), uncounted=loaded.cue) for bits in options.wire_bits),
     ]
     if compressor.cue is not None:
         cue = compressor.cue
