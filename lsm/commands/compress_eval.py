@@ -109,7 +109,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     encoder = load_encoder(options.sentence_encoder, device=options.device)
     ratios = (options.ratio,) if options.ratio else loaded.settings.ratios
     ways = _shared_ways(loaded) + [
-        way for ratio in ratios for way in _ways(loaded, questions, ratio, options, lambda t: encoder.encode(t).vectors)
+        way for ratio in ratios for way in ways_at(loaded, questions, ratio, options, lambda t: encoder.encode(t).vectors)
     ]
     say(f"{len(questions)} questions on {len({q.text for q in questions})} texts of {len({q.article for q in questions})} articles, "
         f"{len(ways)} rows; texts over {longest} tokens left out", quiet=options.quiet)  # fmt: skip
@@ -176,7 +176,7 @@ def _shared_ways(loaded: Loaded) -> list[Way]:
     return [replace(way, around=loaded.silent) for way in ways]
 
 
-def _ways(loaded: Loaded, questions: list[Question], ratio: int, options: Options, encode: Callable[[list[str]], Any]) -> list[Way]:
+def ways_at(loaded: Loaded, questions: list[Question], ratio: int, options: Options, encode: Callable[[list[str]], Any]) -> list[Way]:
     """Rows at one ratio."""
     import torch
 
@@ -276,8 +276,8 @@ def _joint(options: Options, loaded: Loaded, questions: list[Question], answered
 
     assert options.beside is not None
     second = load(options.beside, device=options.device)
-    learned = next(w for w in _ways(second, questions, ratio, options, lambda texts: np.zeros((len(texts), 1))) if w.label == "learned")
-    first = next(w for w in _ways(loaded, questions, ratio, options, lambda texts: np.zeros((len(texts), 1))) if w.label == "learned")
+    learned = next(w for w in ways_at(second, questions, ratio, options, lambda texts: np.zeros((len(texts), 1))) if w.label == "learned")
+    first = next(w for w in ways_at(loaded, questions, ratio, options, lambda texts: np.zeros((len(texts), 1))) if w.label == "learned")
     alone = [answered["learned", ratio].texts, answer_all(second.lm, second.prompts, learned, questions).texts]
 
     def scorer(one: Loaded, way: Way) -> Callable[[list[tuple[int, str]]], list[float]]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +81,28 @@ def test_what_is_missing_is_named(run: Path, question_file: Path, tmp_path: Path
     assert outcome.code == 2 and "row 1: wants text, question and answers, found text, query" in outcome.stderr
     too_deep = run_cli("compress", "train", question_file, "--config", CONFIG, "--out", tmp_path / "y", "--encoder.layer", 3)
     assert too_deep.code == 2 and "encoder.layer" in too_deep.stderr
+
+
+@pytest.mark.slow
+def test_gpu_recipe_runs_dry(question_file: Path, tmp_path: Path) -> None:
+    script = CONFIG.parents[1] / "scripts" / "train_compress.sh"
+    (tmp_path / "lsm").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lsm "$@"\n', encoding="utf-8")
+    (tmp_path / "lsm").chmod(0o755)
+    environment = os.environ | {"DRY_RUN": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(CONFIG.parents[1])}
+    done = subprocess.run(["bash", script, tmp_path / "out", question_file, question_file], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "out" / "1-stub.json").read_text())["results"]["joint"]) == 3
+
+
+def test_sweep_of_collapse(question_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specification = importlib.util.spec_from_file_location("compress_collapse", CONFIG.parents[1] / "scripts" / "compress_collapse.py")
+    assert specification is not None and specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "compress_collapse", script)
+    specification.loader.exec_module(script)
+    files = (str(question_file),)
+    runs = ("bytes, first answer token", "own words, whole answer, distilled")
+    script.main(script.Options(train=files, judge=files, out=tmp_path / "sweep", lm="stub", steps=1, questions=4, runs=runs))
+    rows = json.loads((tmp_path / "sweep" / "collapse.json").read_text())["results"]["rows"]
+    assert [row["run"] for row in rows] == list(runs)
+    assert all(row["nll"] > 0 and "collapsed" in row for row in rows)
