@@ -19,6 +19,7 @@ VERB_OF_PREFIX = {
     "corrector": "train-decoder",
     "reason": "reason",
     "cram": "cram",
+    "compress": "compress",
 }
 
 

@@ -32,5 +32,6 @@ VERBS: dict[str, Verb] = {
     "roundtrip": Verb("lsm.commands.roundtrip", "text -> vector -> text: what is kept and what is lost"),
     "reason": Verb("lsm.commands.reason", "text -> one idea vector -> a frozen LM's text: train, eval, generate, interpolate, map"),
     "cram": Verb("lsm.commands.cram", "how many tokens memory vectors of a frozen LM can hold, word for word (resumable)"),
+    "compress": Verb("lsm.commands.compress", "long prompts as few soft tokens for a frozen LM, beside honest controls"),
     "bench": Verb("lsm.commands.bench", "side by side in one run: what token-level and latent models cost, how fast encoders are"),
 }

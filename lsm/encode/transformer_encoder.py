@@ -123,6 +123,15 @@ class TransformerEncoder:
         finally:
             self._tokenizer.enable_truncation(self.max_tokens)
 
+    def pieces(self, texts: Sequence[str]) -> list[tuple[torch.Tensor, list[int]]]:
+        """Of each text the states [T, D] of its word pieces, special ones left out, and the character at which each piece begins."""
+        states_BTD, _ = self.token_states(texts)
+        kept = []
+        for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
+            own = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+            kept.append((states_BTD[row, own], [encoding.offsets[place][0] for place in own]))
+        return kept
+
     def _vectors(self, ids: list[list[int]], passed_over: list[slice] | None = None) -> np.ndarray:
         """Vectors [B, D] of token ids; `passed_over` are places of each row that are read but not pooled."""
         import torch

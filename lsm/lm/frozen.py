@@ -136,13 +136,17 @@ class FrozenLM:
         logsumexp_N, mean_NH = frozen_mean(lift_NH, self.head_VH, offset_V)
         return logsumexp_N, mean_NH * self._input_scale
 
-    def final_hidden(self, inputs_BTH: Tensor, cache: Any = None) -> Tensor:
-        """Hidden states [B, T, H] that the output layer reads. No mask: padding stands on the right, where no real token sees it.
+    def final_hidden(self, inputs_BTH: Tensor, cache: Any = None, mask_BT: Tensor | None = None) -> Tensor:
+        """Hidden states [B, T, H] that the output layer reads.
 
         Args:
             cache: of what was read before the inputs; it grows.
+            mask_BT: which positions are real, those in the cache and the inputs together; padding may then stand anywhere and is not
+                counted. None: all are, or padding stands on the right, where no real token sees it.
         """
-        output = self._body(inputs_embeds=inputs_BTH.to(self.dtype), past_key_values=cache, use_cache=cache is not None)
+        output = self._body(
+            inputs_embeds=inputs_BTH.to(self.dtype), past_key_values=cache, use_cache=cache is not None, **_placed(mask_BT, inputs_BTH)
+        )
         return output.last_hidden_state
 
     def prefix_hidden(self, prefix_BPH: Tensor, ids_BT: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -167,9 +171,11 @@ class FrozenLM:
         hidden_BTH = self.prefix_hidden(prefix_BPH, ids_BT, bias)
         return row_means(frozen_cross_entropy(hidden_BTH[mask_BT], self.head_VH, ids_BT[mask_BT]), mask_BT)
 
-    def read(self, inputs_BTH: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """Read T more positions and return the last one's hidden state [B, H] and the grown cache (None starts one)."""
-        output = self._body(inputs_embeds=inputs_BTH.to(self.dtype), past_key_values=cache, use_cache=True)
+    def read(self, inputs_BTH: Tensor, cache: Any = None, mask_BT: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Read T more positions and return the last one's hidden state [B, H] and the grown cache (None starts one, through which gradients
+        flow); `mask_BT` as of `final_hidden`."""
+        placed = _placed(mask_BT, inputs_BTH)
+        output = self._body(inputs_embeds=inputs_BTH.to(self.dtype), past_key_values=cache, use_cache=True, **placed)
         return output.last_hidden_state[:, -1], output.past_key_values
 
     def new_cache(self) -> Any:
@@ -199,9 +205,11 @@ class FrozenLM:
             hidden_BH = (hidden_BH.float() + bias_BH).to(self.dtype)
         return nn.functional.linear(hidden_BH, self.head_VH).float()
 
-    def step(self, inputs_BTH: Tensor, cache: Any = None, bias_BH: Tensor | None = None) -> tuple[Tensor, Any]:
+    def step(
+        self, inputs_BTH: Tensor, cache: Any = None, bias_BH: Tensor | None = None, mask_BT: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         """`read`, then `logits`."""
-        hidden_BH, cache = self.read(inputs_BTH, cache)
+        hidden_BH, cache = self.read(inputs_BTH, cache, mask_BT)
         return self.logits(hidden_BH, bias_BH), cache
 
     def generate(
@@ -214,11 +222,14 @@ class FrozenLM:
         seeds_B: Sequence[int] | None = None,
         beside: Beside | None = None,
         lift_BV: Tensor | None = None,
+        cache: Any = None,
+        mask_BP: Tensor | None = None,
     ) -> list[str]:
         """Text after each soft prefix, stripped of outer whitespace; arguments as in `lsm.lm.generation.generate_ids`."""
         rows = generate_ids(
-            self, prefix_BPH, sampling or Sampling(), bias=bias, prompt_ids_T=prompt_ids_T, seeds_B=seeds_B, beside=beside, lift_BV=lift_BV
-        )
+            self, prefix_BPH, sampling or Sampling(), bias=bias, prompt_ids_T=prompt_ids_T, seeds_B=seeds_B, beside=beside,
+            lift_BV=lift_BV, cache=cache, mask_BP=mask_BP,
+        )  # fmt: skip
         return [self.tokens.decode(row).strip() for row in rows]
 
     def hidden(self, inputs_BTH: Tensor, layer: int) -> Tensor:
@@ -226,8 +237,13 @@ class FrozenLM:
         if layer == 0:
             return inputs_BTH.to(self.dtype)
         caught: list[Tensor] = []
+        layers = self._body.layers
         with self._hooked(layer - 1, lambda states: caught.append(states) or states):
-            self.final_hidden(inputs_BTH)
+            self._body.layers = layers[:layer]  # what lies above is not asked
+            try:
+                self.final_hidden(inputs_BTH)
+            finally:
+                self._body.layers = layers
         return caught[0]
 
     @contextmanager
@@ -261,6 +277,14 @@ def _in_4bit(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         raise missing_extra("bitsandbytes", "quantised")
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _placed(mask_BT: Tensor | None, inputs_BTH: Tensor) -> dict[str, Tensor]:
+    """What the body must know of padding: which positions count, and how many real ones stand before each of the inputs."""
+    if mask_BT is None:
+        return {}
+    places_BT = (mask_BT.long().cumsum(1) - 1).clamp(min=0)
+    return {"attention_mask": mask_BT.long(), "position_ids": places_BT[:, places_BT.shape[1] - inputs_BTH.shape[1] :]}
 
 
 def _stub_model() -> PreTrainedModel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Sampling:
     """Sample from the smallest set of tokens with this much probability."""
     presence_penalty: float = 0.0
     """Taken off the logit of every token that the row already holds."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a text as the end token does, such as a line break's."""
     no_repeat_tokens: int = 3
     """No run of this many tokens occurs twice in a row's text; 0 allows repetition."""
 
@@ -60,6 +62,8 @@ def generate_ids(
     seeds_B: Sequence[int] | None = None,
     beside: Beside | None = None,
     lift_BV: Tensor | None = None,
+    cache: Any = None,
+    mask_BP: Tensor | None = None,
 ) -> list[list[int]]:
     """Token ids of a continuation of each prefix, the end token left out.
 
@@ -70,6 +74,8 @@ def generate_ids(
         seeds_B: of each row, so that what it draws depends on nothing beside it (see `row_seed`); needed when the temperature is above 0.
         beside: a second context whose next-token probabilities are multiplied in; when a text ends is left to the first. Twice the work.
         lift_BV: added to the logits at every step.
+        cache: of what every row has read before its prefix; it is used up.
+        mask_BP: which positions of cache and prefix are real, so that padding may stand anywhere but in the last one.
     """
     assert sampling.temperature == 0 or seeds_B is not None, "sampling needs seeds"
     generators = [torch.Generator().manual_seed(seed) for seed in seeds_B] if sampling.temperature and seeds_B is not None else []
@@ -78,9 +84,11 @@ def generate_ids(
     spoken_AH = torch.zeros(len(prefix_BPH), lm.width, device=prefix_BPH.device)
     written_AT = rows_A.new_empty(len(rows_A), 0)
     inputs = prefix_BPH.to(lm.dtype)
+    assert prompt_ids_T is None or mask_BP is None, "a mask is of cache and prefix: put the prompt into the prefix"
     if prompt_ids_T is not None:
         inputs = torch.cat([inputs, lm.embed(prompt_ids_T)[None].expand(len(inputs), -1, -1)], dim=1)
-    cache = lm.new_cache()
+    cache = lm.new_cache() if cache is None else cache
+    mask_AT = mask_BP
     reader = _Reader(lm, beside, len(rows_A)) if beside else None
     for n_tokens in range(sampling.max_new_tokens):
         if not len(rows_A):
@@ -90,7 +98,7 @@ def generate_ids(
         else:
             bias_AH = bias(spoken_AH, n_tokens, rows_A) if bias is not None else None
         with lm.fused_attention():
-            logits_AV, cache = lm.step(inputs, cache, bias_AH)
+            logits_AV, cache = lm.step(inputs, cache, bias_AH, mask_AT)
         if lift_BV is not None:
             logits_AV += lift_BV[rows_A]
         if reader:
@@ -103,6 +111,8 @@ def generate_ids(
         drawn_A = torch.cat([torch.rand(1, generator=generators[row]) for row in rows_A.tolist()]) if generators else None
         chosen_A = _choose(logits_AV, sampling, drawn_A)
         going_A = chosen_A != lm.tokens.end_id
+        for stop in sampling.stop_ids:
+            going_A &= chosen_A != stop
         for row, token, going in zip(rows_A.tolist(), chosen_A.tolist(), going_A.tolist(), strict=True):
             if going:
                 texts[row].append(token)
@@ -110,9 +120,12 @@ def generate_ids(
             kept = _moved_up(going_A)
             rows_A, chosen_A, spoken_AH, written_AT = rows_A[kept], chosen_A[kept], spoken_AH[kept], written_AT[kept]
             cache.batch_select_indices(kept)
+            mask_AT = None if mask_AT is None else mask_AT[kept]
             if reader:
                 reader.keep(kept)
         written_AT = torch.cat([written_AT, chosen_A[:, None]], dim=1)
+        if mask_AT is not None:
+            mask_AT = torch.cat([mask_AT, mask_AT.new_ones(len(mask_AT), 1)], dim=1)
         inputs = lm.embed(chosen_A[:, None])
         if reader:
             reader.inputs = inputs

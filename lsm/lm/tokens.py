@@ -26,6 +26,10 @@ class Tokens(Protocol):
         """Ids of each text, no special tokens added."""
         ...
 
+    def starts(self, texts: Sequence[str]) -> list[list[int]]:
+        """For each token of `encode` the character of its text at which it begins."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out."""
         ...
@@ -56,6 +60,9 @@ class ByteTokens:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(text.encode("utf-8", errors="replace")) for text in texts]
+
+    def starts(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[i for i, letter in enumerate(text) for _ in letter.encode("utf-8", errors="replace")] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
@@ -91,6 +98,10 @@ class FolderTokens:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), add_special_tokens=False).input_ids if len(texts) else []
+
+    def starts(self, texts: Sequence[str]) -> list[list[int]]:
+        found = self._tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True).offset_mapping if len(texts) else []
+        return [[start for start, _ in row] for row in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -112,6 +112,38 @@ DIFFERENCE = (
     Column("document_mrr", "in-document\nMRR", "share", interval=True),
     Column("cosine", "cosine", "share"),
 )
+COMPRESSION = (
+    Column("ratio", "tokens a\nsoft token", "count"),
+    Column("label", "context", "text"),
+    Column("positions", "positions", "count"),
+    Column("f1", "F1", "share", interval=True),
+    Column("em", "EM", "share"),
+    Column("first_token", "first\ntoken", "share"),
+    Column("nll", "nats a\ntoken", "share", interval=True),
+    Column("f1_retained", "F1 of\nfull text's", "share"),
+    Column("nll_kept", "of its gain\nin nats", "share", interval=True),
+    Column("gap", "forced −\nfree F1", "share"),
+    Column("unique_answers", "unique\nanswers", "share"),
+)
+COMPRESSION_DIFFERENCE = (
+    Column("ratio", "tokens a\nsoft token", "count"),
+    Column("compared", "compared", "text"),
+    Column("f1", "F1", "share", interval=True),
+    Column("nll", "nats", "share", interval=True),
+)
+COMPRESSION_BYTES = (
+    Column("ratio", "tokens a\nsoft token", "count"),
+    Column("bits", "bits", "count"),
+    Column("codes", "codes"),
+    Column("width", "entries", "count"),
+    Column("wire_bytes", "bytes", "bytes"),
+    Column("utf8_bytes", "UTF-8", "bytes"),
+    Column("zstd_bytes", "zstd", "bytes"),
+    Column("over_zstd", "times\nzstd"),
+    Column("bits_a_code_to_beat_zstd", "bits a code\nto beat zstd"),
+    Column("bits_an_entry_to_beat_zstd", "bits an\nentry", "share"),
+)
+COMPRESSION_JOINT = (Column("label", "answers of", "text"), Column("f1", "F1", "share", interval=True), Column("em", "EM", "share"))
 ROUNDTRIP = (
     Column("label", "decoder", "text"),
     Column("n", "n", "count"),

@@ -1,0 +1,103 @@
+"""`lsm compress train|eval|pack|ask`: long prompts as few soft tokens for a frozen LM, counted in tokens and in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lsm.compress.settings import CompressSettings
+from lsm.config import CommonOptions
+from lsm.errors import UserError
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """Options of `lsm compress`; those of the settings override the entries of `--config`, and belong to train."""
+
+    action: tyro.conf.Positional[Literal["train", "eval", "pack", "ask"]]
+    """train [QUESTIONS...] --out RUN: train soft tokens; eval RUN QUESTIONS...: the scoreboard; pack RUN QUESTIONS... --out FILE: the texts
+    as one file of integers; ask RUN --wire FILE --question TEXT: answer from such a file alone."""
+    inputs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """For train question files (in place of data.train); else the run, then question files: JSONL with text, question, answers, title."""
+    out: Path | None = None
+    """train: folder of the run; pack: the file."""
+    config: Path | None = None
+    """train: YAML file with the settings, such as configs/compress.yaml; None = the defaults."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: go on with the run in --out or start one; never: refuse a folder that holds a run; must: refuse one that does not."""
+    questions: int = 200
+    """eval: how many questions, spread evenly over articles and texts."""
+    ratio: int | None = None
+    """eval: only this ratio; pack: tokens a soft token (default: the run's first ratio)."""
+    bits: Literal[8, 6, 4] = 8
+    """pack: bits of an entry."""
+    wire_bits: tuple[Literal[8, 6, 4], ...] = (8, 6, 4)
+    """eval: rows of soft tokens that went through the wire at so many bits."""
+    group: int = 64
+    """eval, pack: entries that share a 16-bit scale."""
+    resamples: int = 1000
+    """eval: resamples of articles behind an interval."""
+    beside: Path | None = None
+    """eval: a run for another LM; both LMs answer, and both rescore the answers of either."""
+    sentence_encoder: str = "minilm"
+    """eval: encoder that picks the best sentences."""
+    wire: Path | None = None
+    """ask: file that pack wrote."""
+    question: str | None = None
+    """ask: what is asked of each text in the file."""
+    settings: Annotated[CompressSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=CompressSettings)
+    """Everything that shapes the result of train."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Do one of the four."""
+    if options.action == "train":
+        return _train(options)
+    if not options.inputs:
+        raise UserError(f"lsm compress {options.action}: name the run first, then files with questions")
+    if options.action == "eval":
+        from lsm.commands.compress_eval import evaluate
+
+        return evaluate(options)
+    from lsm.commands.compress_wire import ask, write
+
+    return write(options) if options.action == "pack" else ask(options)
+
+
+def _train(options: Options) -> dict[str, Any]:
+    import torch
+
+    from lsm.compress.source import load_source
+    from lsm.compress.task import CompressTask
+    from lsm.lm.frozen import FrozenLM
+    from lsm.provenance import choose_device
+    from lsm.text.questions import read_questions
+    from lsm.training.loop import Trainer
+
+    settings = options.settings
+    inputs = options.inputs or settings.data.train
+    if options.out is None:
+        raise UserError("lsm compress train: give --out, the folder of the run")
+    if not inputs:
+        raise UserError("lsm compress train: name files with questions (or data.train in the config)")
+    device, _ = choose_device(options.device)
+    torch.set_num_threads(settings.threads)
+    questions = read_questions(inputs)
+    lm = FrozenLM.load(settings.lm, device=device, dtype=torch.float32 if settings.precision == "float32" else None)
+    if max(settings.encoder.layer, *settings.encoder.depths, 0) > lm.n_layers:
+        raise UserError(f"encoder.layer and encoder.depths must be at most {lm.n_layers}, the layers of {settings.lm}")
+    source = load_source(settings.encoder, device=options.device)
+    task = CompressTask(
+        questions, lm, settings, seed=options.seed, pieces=source.pieces, state_width=source.width, encoder=source.fingerprint
+    )
+    results = Trainer(task, settings, options.out, seed=options.seed, resume=options.resume, quiet=options.quiet).train()
+    scores = results["evaluation"]
+    print(f"compressor in {options.out / 'final'}")
+    print(
+        f"held out, nats per answer token: {scores['loss']:.3f} (another text's soft tokens {scores['loss_shuffled_text']:.3f}, "
+        f"no text {scores['loss_no_text']:.3f})"
+    )
+    return results

@@ -1,0 +1,72 @@
+"""`lsm compress pack|ask`: texts as one file of soft tokens, and answers from that file alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lsm.errors import UserError
+
+if TYPE_CHECKING:
+    from lsm.commands.compress import Options
+
+
+def write(options: Options) -> dict[str, Any]:
+    """Pack the texts of question files, each once."""
+    import zstandard
+
+    from lsm.codes.soft_file import Wire, pack
+    from lsm.commands.compress_eval import load
+    from lsm.files import atomic_write
+    from lsm.text.questions import read_questions
+
+    if options.out is None or len(options.inputs) < 2:
+        raise UserError("lsm compress pack: give RUN, files with questions (their texts are packed) and --out FILE")
+    loaded = load(Path(options.inputs[0]), device=options.device)
+    ratio = options.ratio or loaded.settings.ratios[0]
+    texts = list(dict.fromkeys(one.text for one in read_questions(options.inputs[1:])))
+    sent = [loaded.compressor.send([text], loaded.lm, ratio) for text in texts]
+    data = pack(
+        Wire(
+            options.bits, options.group, ratio, loaded.lm.sha256 if len(loaded.lm.sha256) == 64 else "", loaded.sha256,
+            [codes[0].cpu().numpy() for codes, _ in sent], [heads[0] for _, heads in sent],
+        )
+    )  # fmt: skip
+    with atomic_write(options.out) as handle:
+        handle.write(data)
+    utf8 = sum(len(text.encode()) for text in texts)
+    zstd = len(zstandard.ZstdCompressor(level=19).compress("\n".join(texts).encode()))
+    print(f"{options.out}: {len(texts)} texts, {len(data):,} bytes; their UTF-8 {utf8:,} bytes, zstd of all together {zstd:,}")
+    return {"texts": len(texts), "wire_bytes": len(data), "utf8_bytes": utf8, "zstd_bytes": zstd, "ratio": ratio, "bits": options.bits}
+
+
+def ask(options: Options) -> dict[str, Any]:
+    """Answer one question of each packed text; the texts themselves are not at hand."""
+    import torch
+
+    from lsm.codes.soft_file import unpack
+    from lsm.commands.compress_eval import load
+    from lsm.lm.contexts import read_contexts, read_preamble, write_answers
+    from lsm.text.questions import Question
+
+    if options.wire is None or not options.question:
+        raise UserError("lsm compress ask: give --wire FILE and --question TEXT")
+    if not options.wire.is_file():
+        raise UserError(f"--wire {options.wire} does not exist; write it with lsm compress pack")
+    wire = unpack(options.wire.read_bytes(), origin=str(options.wire))
+    loaded = load(Path(options.inputs[0]), device=options.device)
+    if wire.adapter_sha256 != loaded.sha256:
+        raise UserError(
+            f"--wire {options.wire} was packed by compressor {wire.adapter_sha256[:16]}, {options.inputs[0]} is {loaded.sha256[:16]}"
+        )
+    answers = []
+    prompts = loaded.prompts.questions([Question("", "", "", options.question, ("",))])
+    with torch.no_grad(), loaded.silent():
+        preamble = read_preamble(loaded.lm, loaded.prompts.preamble)
+        for code, head in zip(wire.codes, wire.heads, strict=True):
+            soft, deltas = loaded.compressor.receive([torch.from_numpy(code).to(loaded.lm.device)], [head], loaded.lm)
+            contexts, around = loaded.read_as(soft, deltas)
+            read = read_contexts(loaded.lm, contexts, [0], preamble=preamble, around=around)
+            answers += write_answers(loaded.lm, read, prompts, max_new_tokens=24)
+            print(answers[-1])
+    return {"answers": answers, "ratio": wire.ratio, "bits": wire.bits}

@@ -1,0 +1,87 @@
+"""A trained compressor on disk: weights, settings, and the LM and encoder it is bound to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lsm.compress.encoder import Compressor, Pieces
+from lsm.compress.settings import CompressSettings
+from lsm.config import settings_from, to_dict
+from lsm.errors import UserError
+from lsm.files import read_json, sha256_file, write_json
+from lsm.lm.frozen import FrozenLM, same_lm
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = "lsm compressor"
+_CARD = """---
+library_name: lsm
+tags: [prompt-compression, soft-tokens]
+---
+# Compressor for {lm}: {ratios} tokens a soft token
+
+Reads a text ({source}, {pooling} pooling) and makes one vector of each stretch of it for the frozen causal LM `{lm}`, which then answers
+questions about the text. Trained by `lsm compress train` on {n:,} questions.
+
+    lsm compress eval RUN QUESTIONS.jsonl
+
+Held out, nats per answer token: {scores}. Only `lsm compress eval` says what that is worth, beside its controls.
+"""
+
+
+def save_compressor(
+    folder: Path, compressor: Compressor, settings: CompressSettings, lm: FrozenLM, encoder: Any, *, n: int, scores: dict[str, float]
+) -> None:
+    """Write weights, config and card into the existing `folder`."""
+    state = {name: value.detach().cpu().contiguous() for name, value in compressor.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": FORMAT})
+    write_json(folder / CONFIG, {"format": FORMAT, "settings": to_dict(settings), "lm": lm.fingerprint(), "encoder": encoder})
+    shape = settings.encoder
+    source = {"lm": "the LM's own states", "encoder": f"token states of {shape.name}", "bytes": "UTF-8 bytes"}[shape.source]
+    card = _CARD.format(
+        lm=lm.name, ratios=", ".join(map(str, settings.ratios)), source=source, pooling=shape.pooling, n=n,
+        scores=", ".join(f"{name} {value:.3f}" for name, value in scores.items()),
+    )  # fmt: skip
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def find_settings(run: Path) -> tuple[Path, CompressSettings, dict[str, Any]]:
+    """Folder, settings and whole config of a run or of its `final`.
+
+    Raises:
+        UserError: no compressor there.
+    """
+    folder = run / "final" if (run / "final" / CONFIG).is_file() else run
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{run} holds no compressor; name a run that lsm compress train has finished")
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UserError(f"{folder / CONFIG} is not a compressor's; name a run that lsm compress train has finished")
+    return folder, settings_from(CompressSettings, config["settings"], origin=str(folder / CONFIG)), config
+
+
+def load_compressor(
+    folder: Path, settings: CompressSettings, config: dict[str, Any], lm: FrozenLM, pieces: Pieces | None, width: int
+) -> Compressor:
+    """The compressor of `find_settings` beside its LM, which carries the encoder's LoRA layers then.
+
+    Raises:
+        UserError: another LM, or damaged weights.
+    """
+    if not same_lm(config["lm"], lm):
+        raise UserError(f"compressor {folder} was trained with LM {config['lm'].get('name')}, not {lm.name}; load that one")
+    with torch.random.fork_rng(devices=[]):
+        compressor = Compressor(settings.encoder, lm, pieces, width).to(lm.device)
+    try:
+        compressor.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:
+        raise UserError(f"compressor {folder} is damaged or incomplete ({str(error).splitlines()[0]}); train it again") from error
+    return compressor.eval()
+
+
+def adapter_sha256(folder: Path) -> str:
+    """What tells one compressor's weights from another's."""
+    return sha256_file(folder / WEIGHTS)

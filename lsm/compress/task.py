@@ -1,0 +1,198 @@
+"""Training of soft tokens: batches of texts with their questions, one ratio each, through the frozen LM.
+
+Shape letters: C texts, N questions, H hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsm.compress.encoder import Compressor, Pieces
+from lsm.compress.objectives import answer_terms, guess, read_soft, reconstruction, silent, soft_terms
+from lsm.compress.prompts import Prompts
+from lsm.compress.saved import save_compressor
+from lsm.compress.settings import CompressSettings
+from lsm.corpus.sampler import permutation, split_documents
+from lsm.errors import UserError
+from lsm.lm.contexts import answer_hidden, read_contexts, read_preamble
+from lsm.lm.frozen import FrozenLM
+from lsm.lm.loss import frozen_cross_entropy
+from lsm.text.questions import Question
+from lsm.training.loop import step_generator
+from lsm.training.task import Task
+
+_FIT_TEXTS = 256
+
+
+@dataclass(frozen=True)
+class QuestionBatch:
+    """Some texts, each with questions, and how many of their tokens become one soft token."""
+
+    texts: list[str]
+    questions: list[Question]
+    row_of_N: list[int]
+    ratio: int
+    index: int
+
+
+class CompressTask(Task):
+    """Trains a `Compressor` so that the frozen LM answers from its soft tokens.
+
+    The first `objectives.reconstruct_steps` steps ask for the text alone (reconstruct first, then the task).
+    """
+
+    name = "compressor"
+
+    def __init__(
+        self, questions: list[Question], lm: FrozenLM, settings: CompressSettings, *, seed: int, pieces: Pieces | None = None,
+        state_width: int = 0, encoder: Any = None,
+    ) -> None:  # fmt: skip
+        self.lm, self.settings, self.seed, self.encoder = lm, settings, seed, encoder
+        texts = list({one.text for one in questions})
+        longer = {text for text, ids in zip(texts, lm.tokens.encode(texts), strict=True) if len(ids) > settings.data.max_context_tokens}
+        kept = [one for one in questions if one.text not in longer]
+        self.n_left_out = len(questions) - len(kept)
+        articles = sorted({one.article for one in kept})
+        if len(articles) < 2:
+            raise UserError(f"data.train: {len(kept)} questions on {len(articles)} articles; at least two are needed, one to hold out")
+        away = {articles[place] for place in split_documents(articles, settings.data.held_out_fraction)[1]}
+        self.by_text: dict[str, list[Question]] = {}
+        for one in kept:
+            if one.article not in away:
+                self.by_text.setdefault(one.text, []).append(one)
+        self.texts = list(self.by_text)
+        self.held_out = [one for one in kept if one.article in away]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.compressor = self.module = Compressor(settings.encoder, lm, pieces, state_width).to(lm.device)
+        if self.compressor.adapter is not None and settings.encoder.source == "encoder" and not settings.encoder.code_dim:
+            self.compressor.fit_words(self.texts[:_FIT_TEXTS], lm, min(settings.ratios))
+        self.prompts = Prompts(lm.tokens, settings.data.shots)
+        with silent(lm, self.compressor):
+            self.preamble = read_preamble(lm, self.prompts.preamble)
+        self._scores: dict[str, float] = {}
+
+    def batch(self, index: int) -> QuestionBatch:
+        """Batch `index`: texts in an epoch's own order, questions and ratio drawn from the index."""
+        data, generator = self.settings.data, step_generator(self.seed, index)
+        per_epoch = max(1, len(self.texts) // data.contexts)
+        order = permutation(len(self.texts), self.seed, index // per_epoch)
+        start = index % per_epoch * data.contexts
+        texts = [self.texts[number] for number in order[start : start + data.contexts]]
+        ratio = self.settings.ratios[int(torch.randint(len(self.settings.ratios), (1,), generator=generator))]
+        questions, row_of_N = [], []
+        for row, text in enumerate(texts):
+            own = self.by_text[text]
+            for place in torch.randperm(len(own), generator=generator)[: data.questions_per_context].tolist():
+                questions.append(own[place])
+                row_of_N.append(row)
+        return QuestionBatch(texts, questions, row_of_N, ratio, index)
+
+    def loss(self, batch: QuestionBatch) -> tuple[Tensor, dict[str, Any]]:
+        """The weighted terms and each of them."""
+        with torch.autocast(self.lm.device.type, enabled=False):
+            terms = self._terms(batch)
+        return torch.stack(list(terms.values())).sum(), {name: value.detach() for name, value in terms.items()}
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out nats per answer token at each ratio, with another text's soft tokens, and without any."""
+        chosen = permutation(len(self.held_out), 0, 0)[: self.settings.data.evaluation_questions]
+        questions = [self.held_out[number] for number in sorted(chosen)]
+        texts = list(dict.fromkeys(one.text for one in questions))
+        scores: dict[str, float] = {}
+        for ratio in self.settings.ratios:
+            scores[f"loss_{ratio}x"] = self._held_out_loss(texts, questions, ratio, shift=0)
+        scores["loss"] = float(np.mean(list(scores.values())))
+        scores["loss_shuffled_text"] = self._held_out_loss(texts, questions, self.settings.ratios[0], shift=1)
+        scores["loss_no_text"] = self._held_out_loss(texts, questions, None, shift=0)
+        self._scores = {name: round(value, 4) for name, value in scores.items()}
+        return self._scores
+
+    def save_final(self, folder: Path) -> None:
+        """What `lsm compress eval` takes."""
+        n = sum(map(len, self.by_text.values()))
+        save_compressor(folder, self.compressor, self.settings, self.lm, self.encoder, n=n, scores=self._scores)
+
+    def fingerprint(self) -> dict[str, Any]:
+        from lsm.files import fingerprint
+
+        asked = fingerprint([[one.text, one.question, one.answers] for rows in self.by_text.values() for one in rows])
+        return {"questions": asked, "lm": self.lm.fingerprint(), "encoder": self.encoder}
+
+    def plan(self) -> list[str]:
+        n = sum(map(len, self.by_text.values()))
+        seen = self.settings.steps * self.settings.accumulate * self.settings.data.contexts
+        return [
+            f"data        {n:,} questions on {len(self.texts):,} texts, {self.n_left_out:,} on texts over "
+            f"{self.settings.data.max_context_tokens} tokens left out; {len(self.held_out):,} held out by article; "
+            f"{seen / max(1, len(self.texts)):.2f} epochs",
+            f"frozen LM   {self.lm.name}, {str(self.lm.dtype).removeprefix('torch.')}; one soft token for "
+            f"{', '.join(map(str, self.settings.ratios))} tokens",
+        ]
+
+    def describe_batch(self, batch: QuestionBatch) -> str:
+        return f"questions {[one.id for one in batch.questions[:8]]} at {batch.ratio}x"
+
+    def units(self, batch: QuestionBatch) -> dict[str, float]:
+        return {"questions": len(batch.questions)}
+
+    def _terms(self, batch: QuestionBatch) -> dict[str, Tensor]:
+        wanted, lm, compressor = self.settings.objectives, self.lm, self.compressor
+        soft = compressor(batch.texts, lm, batch.ratio)
+        terms = soft_terms(wanted, soft, compressor.rms)
+        if compressor.codebook is not None:
+            terms["commitment"] = soft.commitment
+        first = batch.index < wanted.reconstruct_steps * self.settings.accumulate
+        with silent(lm, compressor):
+            if first or wanted.reconstruct:
+                read = read_soft(lm, compressor, soft, range(len(batch.texts)), self.preamble)
+                terms["reconstruct"] = (wanted.reconstruct or 1.0) * reconstruction(wanted, lm, read, batch.texts)
+            if not first and (wanted.answer or wanted.distill):
+                terms |= self._answer_terms(batch, soft)
+        return terms
+
+    def _answer_terms(self, batch: QuestionBatch, soft: Any) -> dict[str, Tensor]:
+        wanted, lm = self.settings.objectives, self.lm
+        prompts = self.prompts.questions(batch.questions)
+        answers = self.prompts.answers([one.answers[0] for one in batch.questions])
+        teacher = guessed = None
+        with torch.no_grad():
+            if wanted.distill:
+                whole = [
+                    lm.embed(torch.tensor([row], device=lm.device))[0] for row in lm.tokens.encode([" " + text for text in batch.texts])
+                ]
+                teacher = read_contexts(lm, whole, batch.row_of_N, preamble=self.preamble)
+            if wanted.scheduled:
+                read = read_soft(lm, self.compressor, soft, batch.row_of_N, self.preamble)
+                hidden_AH = answer_hidden(lm, read, prompts, answers)
+                guessed = guess(lm, hidden_AH, answers, wanted.scheduled, step_generator(self.seed + 1, batch.index))
+        student = read_soft(lm, self.compressor, soft, batch.row_of_N, self.preamble)
+        return answer_terms(wanted, lm, student, prompts, answers, teacher=teacher, guessed=guessed)
+
+    def _held_out_loss(self, texts: list[str], questions: list[Question], ratio: int | None, *, shift: int) -> float:
+        """Nats per answer token after each text's soft tokens (with `shift` those of another; without a ratio none)."""
+        total, n = 0.0, 0
+        for start in range(0, len(texts), self.settings.data.contexts):
+            rows = texts[start : start + self.settings.data.contexts]
+            own = [one for one in questions if one.text in rows]
+            read_from = [texts[(texts.index(text) + shift * (len(texts) // 2)) % len(texts)] for text in rows]
+            row_of_N = [rows.index(one.text) for one in own]
+            soft = self.compressor(read_from, self.lm, ratio or 1) if ratio else None
+            with silent(self.lm, self.compressor):
+                if soft is None:
+                    cue = self.compressor.cue if self.compressor.cue is not None else torch.zeros(0, self.lm.width, device=self.lm.device)
+                    read = read_contexts(self.lm, [cue] * len(rows), row_of_N, preamble=self.preamble)
+                else:
+                    read = read_soft(self.lm, self.compressor, soft, row_of_N, self.preamble)
+                answers = self.prompts.answers([one.answers[0] for one in own])
+                hidden_AH = answer_hidden(self.lm, read, self.prompts.questions(own), answers)
+            target_A = torch.tensor([token for row in answers for token in row], device=self.lm.device)
+            total += float(frozen_cross_entropy(hidden_AH, self.lm.head_VH, target_A).sum())
+            n += len(target_A)
+        return total / max(1, n)

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Soft tokens for both LMs (LoRA in the reader, injection, distillation) and their scoreboards, on one GPU; run it again to go on.
+#
+#     bash scripts/train_compress.sh OUT EVALUATION TRAIN...        question files: JSONL with text, question, answers, title, or hf:…
+#     DRY_RUN=1 bash scripts/train_compress.sh OUT EVALUATION TRAIN    the same path in a few steps on any CPU, with the built-in stub LM
+#
+# OUT/LM/final holds each compressor, OUT/LM.json its scoreboard, the second one's with both LMs rescoring each other's answers.
+set -euo pipefail
+out=$1 evaluation=$2
+shift 2
+configs=$(dirname "$0")/../configs
+lms=(smollm2-135m-instruct gemma3-270m)
+device=(--device cuda)
+short=() few=(--questions 1000) sentences=minilm
+if [[ ${DRY_RUN:-0} != 0 ]]; then
+    lms=(stub stub)
+    device=(--device cpu)
+    short=(--steps 2 --eval-every 2 --save-every 1 --optimizer.warmup-steps 1 --ratios 4 8 --encoder.layer 2 --encoder.depths 1
+        --encoder.lora-rank 2 --encoder.hidden 8 --objectives.reconstruct-steps 1 --data.contexts 2 --data.max-context-tokens 600
+        --data.evaluation-questions 4 --data.held-out-fraction 0.3 --precision float32 --threads 1)
+    few=(--questions 4 --resamples 20)
+    sentences=stub
+fi
+mkdir -p "$out"
+beside=()
+for number in 0 1; do
+    run=$out/$number-${lms[$number]}
+    lsm compress train "$@" --config "$configs/compress.yaml" --lm "${lms[$number]}" --out "$run" "${device[@]}" "${short[@]}"
+    lsm compress eval "$run" "$evaluation" --json "$run.json" --sentence-encoder "$sentences" "${device[@]}" "${few[@]}" "${beside[@]}"
+    beside=(--beside "$run")
+done

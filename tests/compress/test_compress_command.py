@@ -1,0 +1,108 @@
+"""`lsm compress`: a resumed run has an unbroken one's bytes, the scoreboard prints every row, a packed file is read back elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "compress-tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def run(question_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from lsm.cli import main
+
+    out = tmp_path_factory.mktemp("compress") / "run"
+    assert main(["compress", "train", str(question_file), "--config", str(CONFIG), "--out", str(out), "--quiet"]) == 0
+    return out
+
+
+def test_resumed_is_unbroken(run: Path, question_file: Path, tmp_path: Path, run_cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lsm.training.loop import Trainer
+
+    out, save = tmp_path / "run", Trainer._save
+
+    def stop_after_saving(self: Trainer, step: int) -> None:
+        save(self, step)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_save", stop_after_saving)
+        assert run_cli("compress", "train", question_file, "--config", CONFIG, "--out", out, "--quiet").code == 130
+    assert run_cli("compress", "train", question_file, "--config", CONFIG, "--out", out, "--quiet", "--resume", "must").code == 0
+    assert (out / "final" / "model.safetensors").read_bytes() == (run / "final" / "model.safetensors").read_bytes()
+
+
+def test_scoreboard_prints_every_row(run: Path, question_file: Path, tmp_path: Path, run_cli) -> None:
+    report = tmp_path / "eval.json"
+    outcome = run_cli(
+        "compress", "eval", run, question_file, "--questions", 4, "--ratio", 8, "--resamples", 20, "--sentence-encoder", "stub",
+        "--beside", run, "--json", report, "--quiet",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.stderr
+    results = json.loads(report.read_text())["results"]
+    labels = {row["label"] for row in results["rows"]}
+    assert labels == {
+        "full text", "replayed embeddings, raw", 'replayed embeddings, anchor "Answer: "', "replayed embeddings, untrained adapter",
+        "no text", "full text, learned cue", "truncated, same tokens", "truncated, same bytes (int8)", "best sentences (sees the question)",
+        "PCA, same vectors", "shuffled", "learned", "learned, int8", "learned, int6", "learned, int4", "truncated, learned cue",
+    }  # fmt: skip
+    by_label = {row["label"]: row for row in results["rows"]}
+    assert by_label["full text"]["nll_kept"] == pytest.approx(1.0) and by_label["no text"]["nll_kept"] == pytest.approx(0.0)
+    assert by_label["learned"]["positions"] == by_label["truncated, same tokens"]["positions"]
+    assert [row["bits"] for row in results["bytes"]] == [8, 6, 4] and results["bytes"][0]["over_zstd"] > 1
+    assert len(results["joint"]) == 3 and "8x:" in outcome.stdout
+
+
+def test_packed_texts_answer_without_the_texts(run: Path, question_file: Path, tmp_path: Path, run_cli) -> None:
+    wire = tmp_path / "texts.lsmc"
+    packed = run_cli("compress", "pack", run, question_file, "--out", wire, "--bits", 6)
+    assert packed.code == 0 and f"{wire.stat().st_size:,} bytes" in packed.stdout
+    asked = run_cli("compress", "ask", run, "--wire", wire, "--question", "Who?", "--json", tmp_path / "a.json")
+    assert asked.code == 0 and len(json.loads((tmp_path / "a.json").read_text())["results"]["answers"]) == 8
+    wire.write_bytes(wire.read_bytes()[:-9])
+    broken = run_cli("compress", "ask", run, "--wire", wire, "--question", "Who?")
+    assert broken.code == 2 and "damaged or cut short" in broken.stderr and broken.stderr.count("\n") == 1
+
+
+def test_what_is_missing_is_named(run: Path, question_file: Path, tmp_path: Path, run_cli) -> None:
+    assert "--out" in run_cli("compress", "train", question_file, "--config", CONFIG).stderr
+    assert "name the run first" in run_cli("compress", "eval").stderr
+    assert "holds no compressor" in run_cli("compress", "eval", tmp_path, question_file).stderr
+    rows = tmp_path / "bad.jsonl"
+    rows.write_text('{"text": "a", "query": "b"}\n', encoding="utf-8")
+    outcome = run_cli("compress", "train", rows, "--config", CONFIG, "--out", tmp_path / "x")
+    assert outcome.code == 2 and "row 1: wants text, question and answers, found text, query" in outcome.stderr
+    too_deep = run_cli("compress", "train", question_file, "--config", CONFIG, "--out", tmp_path / "y", "--encoder.layer", 3)
+    assert too_deep.code == 2 and "encoder.layer" in too_deep.stderr
+
+
+@pytest.mark.slow
+def test_gpu_recipe_runs_dry(question_file: Path, tmp_path: Path) -> None:
+    script = CONFIG.parents[1] / "scripts" / "train_compress.sh"
+    (tmp_path / "lsm").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lsm "$@"\n', encoding="utf-8")
+    (tmp_path / "lsm").chmod(0o755)
+    environment = os.environ | {"DRY_RUN": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(CONFIG.parents[1])}
+    done = subprocess.run(["bash", script, tmp_path / "out", question_file, question_file], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "out" / "1-stub.json").read_text())["results"]["joint"]) == 3
+
+
+def test_sweep_of_collapse(question_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specification = importlib.util.spec_from_file_location("compress_collapse", CONFIG.parents[1] / "scripts" / "compress_collapse.py")
+    assert specification is not None and specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "compress_collapse", script)
+    specification.loader.exec_module(script)
+    files = (str(question_file),)
+    runs = ("bytes, first answer token", "own words, whole answer, distilled")
+    script.main(script.Options(train=files, judge=files, out=tmp_path / "sweep", lm="stub", steps=1, questions=4, runs=runs))
+    rows = json.loads((tmp_path / "sweep" / "collapse.json").read_text())["results"]["rows"]
+    assert [row["run"] for row in rows] == list(runs)
+    assert all(row["nll"] > 0 and "collapsed" in row for row in rows)

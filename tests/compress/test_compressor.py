@@ -1,0 +1,145 @@
+"""Compressors of every kind: windows keep to their texts, gradients arrive, every objective is finite, a hybrid begins with text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lsm.compress.encoder import Compressor
+from lsm.compress.settings import CompressSettings, DataSettings, EncoderSettings, ObjectiveSettings
+from lsm.compress.task import CompressTask
+from lsm.errors import UserError
+from lsm.lm.frozen import FrozenLM
+from lsm.lm.lora import detach_lora, has_lora
+from lsm.text.questions import Question
+
+TEXTS = ["Anna lived in Leeds for years.", "Ruth, größer.", "A"]
+DATA = DataSettings(max_context_tokens=200, contexts=2, questions_per_context=2, evaluation_questions=4, held_out_fraction=0.3, shots=False)
+
+
+def words(texts: list[str]) -> list[tuple[torch.Tensor, list[int]]]:
+    """Token states of an encoder with a token a character pair."""
+    table = torch.randn(256, 12, generator=torch.Generator().manual_seed(0))
+    return [(table[[ord(c) % 256 for c in text[::2]]], list(range(0, len(text), 2))) for text in texts]
+
+
+def made(lm: FrozenLM, **settings: object) -> Compressor:
+    torch.manual_seed(0)
+    return Compressor(EncoderSettings(**settings), lm, words, 12)  # ty: ignore[invalid-argument-type]
+
+
+def test_untrained_mean_pooling_is_the_mean_word_embedding(lm: FrozenLM) -> None:
+    soft = made(lm, layer=1, pooling="mean")(TEXTS, lm, 4)
+    for text, tokens, word in zip(TEXTS, soft.tokens, soft.words, strict=True):
+        ids = torch.tensor([list(text.encode())])
+        wanted = torch.stack([part.mean(0) for part in lm.embed(ids)[0].split(4)])
+        torch.testing.assert_close(tokens, wanted)
+        torch.testing.assert_close(word, wanted)
+
+
+def test_one_token_a_window_replays_the_text(lm: FrozenLM) -> None:
+    soft = made(lm, layer=0, rarity=2.0)([TEXTS[0]], lm, 1)
+    torch.testing.assert_close(soft.tokens[0], lm.embed(torch.tensor([list(TEXTS[0].encode())]))[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"source": "lm", "layer": 1, "pooling": "queries"},
+        {"source": "lm", "layer": 2, "code_dim": 5, "hidden": 8, "depths": (1, 2)},
+        {"source": "encoder", "pooling": "weighted"},
+        {"source": "encoder", "codebook": 4},
+        {"source": "bytes", "pooling": "mean", "match": "rms"},
+        {"source": "bytes", "match": "distribution"},
+    ],
+    ids=str,
+)
+def test_a_text_is_compressed_alike_in_any_batch(lm: FrozenLM, settings: dict) -> None:
+    compressor = made(lm, **settings).eval()
+    with torch.no_grad():
+        together, alone = compressor(TEXTS, lm, 4), [compressor([text], lm, 4) for text in TEXTS]
+    for row, one in enumerate(alone):
+        torch.testing.assert_close(together.tokens[row], one.tokens[0], atol=1e-5, rtol=1e-4)
+        assert together.words[row].shape == together.tokens[row].shape
+
+
+def test_hybrid_begins_with_its_text_and_travels(lm: FrozenLM) -> None:
+    compressor = made(lm, layer=1, text_tokens=4, depths=(1,)).eval()
+    soft = compressor([TEXTS[0]], lm, 4)
+    torch.testing.assert_close(soft.tokens[0][:4], lm.embed(torch.tensor([list(b"Anna")]))[0])
+    codes, heads = compressor.send([TEXTS[0]], lm, 4)
+    assert heads == ["Anna"]
+    torch.testing.assert_close(compressor.receive(codes, heads, lm)[0][0], soft.tokens[0])
+
+
+def test_ridge_regression_brings_codes_near_the_words(lm: FrozenLM, questions: list[Question]) -> None:
+    compressor = made(lm, source="encoder", pooling="mean")
+    texts = [one.text for one in questions]
+
+    def error() -> float:
+        soft = compressor(texts, lm, 2)
+        return float(torch.cat([(a - b).pow(2).mean(1) for a, b in zip(soft.tokens, soft.words, strict=True)]).mean())
+
+    before = error()
+    compressor.fit_words(texts, lm, 2)
+    assert error() < 0.7 * before
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        {"distill": 1.0, "temperature": 2.0},
+        {"reconstruct": 0.5, "align": 1.0, "anchor": 1.0},
+        {"diversity": 1.0, "contrastive": 1.0},
+        {"scheduled": 0.5},
+        {"first_tokens": 1},
+    ],
+    ids=str,
+)
+def test_every_objective_reaches_the_encoder(lm: FrozenLM, questions: list[Question], objectives: dict) -> None:
+    settings = CompressSettings(
+        lm="stub", ratios=(4,), encoder=EncoderSettings(layer=1), objectives=ObjectiveSettings(**objectives), data=DATA
+    )
+    task = CompressTask(questions, lm, settings, seed=0)
+    loss, parts = task.loss(task.batch(0))
+    loss.backward()
+    residual = task.compressor.residual
+    assert residual is not None and residual.weight.grad is not None and float(residual.weight.grad.abs().sum()) > 0
+    assert torch.isfinite(loss) and float(loss) == pytest.approx(sum(map(float, parts.values())), rel=1e-5)
+
+
+def test_first_steps_only_reconstruct(lm: FrozenLM, questions: list[Question]) -> None:
+    settings = CompressSettings(
+        lm="stub", ratios=(4,), objectives=ObjectiveSettings(reconstruct_steps=1), encoder=EncoderSettings(layer=1), data=DATA
+    )
+    task = CompressTask(questions, lm, settings, seed=0)
+    assert set(task.loss(task.batch(0))[1]) == {"reconstruct"}
+    assert set(task.loss(task.batch(1))[1]) == {"answer"}
+
+
+def test_lora_trains_the_reader_and_leaves_the_answering_lm(questions: list[Question]) -> None:
+    lm = FrozenLM.load("stub")
+    settings = CompressSettings(lm="stub", ratios=(4,), encoder=EncoderSettings(layer=2, lora_rank=2), data=DATA)
+    task = CompressTask(questions, lm, settings, seed=0)
+    torch.nn.init.normal_(task.compressor.residual.weight)  # ty: ignore[unresolved-attribute]
+    without = task._held_out_loss(*held_out(task), None, shift=0)
+    for _ in range(2):  # the first step moves the factor that starts at zero
+        task.loss(task.batch(0))[0].backward()
+        assert any(float(p.grad.abs().sum()) > 0 for p in task.compressor.lora.values() if p.grad is not None)
+        with torch.no_grad():
+            for parameter in task.compressor.lora.values():
+                parameter -= 0.5 * parameter.grad if parameter.grad is not None else 0
+    assert task._held_out_loss(*held_out(task), None, shift=0) == pytest.approx(without, abs=1e-6)
+    detach_lora(lm)
+    assert not has_lora(lm)
+
+
+def held_out(task: CompressTask) -> tuple[list[str], list[Question]]:
+    return list(dict.fromkeys(one.text for one in task.held_out)), task.held_out
+
+
+def test_settings_that_do_not_fit_are_named_together() -> None:
+    with pytest.raises(UserError, match="lora_rank needs"):
+        EncoderSettings(source="bytes", lora_rank=4)
+    with pytest.raises(UserError, match="every weight is 0"):
+        ObjectiveSettings(answer=0)
