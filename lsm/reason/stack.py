@@ -25,6 +25,8 @@ from lsm.reason.model import ReasonModel
 _TEXTS_AT_ONCE = 4
 """Inputs that the encoder reads together on a CPU, of nearly one length."""
 _ROWS_AT_ONCE = 32
+_NO_REPEAT_TOKENS = 8
+"""Longest run of tokens that may occur twice is one shorter: names are said again, and a name such as #Person1# is four tokens."""
 
 
 class Stack:
@@ -33,7 +35,7 @@ class Stack:
     def __init__(self, encoder: Any, model: ReasonModel, lm: FrozenLM, *, max_new_tokens: int = 64) -> None:
         self.encoder, self.lm, self.model = encoder, lm, model.to(lm.device).eval()
         self._decoder = PrefixDecoder(lm, model.expansion)  # puts LoRA layers into the LM
-        self.sampling = Sampling(max_new_tokens=max_new_tokens)
+        self.sampling = Sampling(max_new_tokens=max_new_tokens, no_repeat_tokens=_NO_REPEAT_TOKENS)
         self.prompt_1QH = prompt_embeddings(lm, model.settings.prompt)
 
     @classmethod
