@@ -72,7 +72,7 @@ def run(options: Options) -> dict[str, Any]:
                 used = sum(each.numbers["steps"] for each in crammed[-1][1])
                 progress.advance(max(0, _most_steps(unit, settings) - used))
         rows = _capacity(options, lm, [pair for pair in crammed if not pair[0].name.startswith("use")], bits, code_ids)
-        use = _usefulness(lm, [pair for pair in crammed if pair[0].name.startswith("use")])
+        use = _usefulness(lm, [pair for pair in crammed if pair[0].name.startswith("use")], start_token=settings.start_token)
         from lsm.bench.cram import summary
 
         results = {"lm": lm.fingerprint(), "dtype": str(lm.dtype), "settings": to_dict(settings), "rows": summary(rows, seed=options.seed)}
@@ -195,11 +195,11 @@ def _say_plan(options: Options, lm: FrozenLM, units: Sequence[Unit], where: str)
     return total
 
 
-def _held(lm: FrozenLM, unit: Unit, each: Crammed) -> Held:
+def _held(lm: FrozenLM, unit: Unit, each: Crammed, *, start_token: bool) -> Held:
     from lsm.bench.cram import Held
     from lsm.cram.reading import Reading
 
-    reading = Reading(lm, unit.form)
+    reading = Reading(lm, unit.form, start=start_token)
 
     def told(vectors_BPH: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         found = reading.told(vectors_BPH.to(lm.device), rows)
@@ -224,7 +224,7 @@ def _capacity(
         n_entries = unit.n_vectors * lm.width
         code = SameBytes(lm, stored_bytes(n_entries, 8, settings.group)) if settings.code and unit.form == "autoregressive" else None
         for each in texts:
-            held = _held(lm, unit, each)
+            held = _held(lm, unit, each, start_token=settings.start_token)
             row: dict[str, Any] = {"name": each.target.name, "kind": each.target.kind, "vectors": unit.n_vectors, "form": unit.form}
             row |= capacity_row(lm, held, each.numbers["stages"], teacher_forced=settings.teacher_forced)
             ways = {n: (quantised(each.vectors_PH, n, settings.group), stored_bytes(n_entries, n, settings.group)) for n in bits}
@@ -235,7 +235,7 @@ def _capacity(
     return rows
 
 
-def _usefulness(lm: FrozenLM, crammed: Sequence[tuple[Unit, list[Crammed]]]) -> list[dict[str, Any]]:
+def _usefulness(lm: FrozenLM, crammed: Sequence[tuple[Unit, list[Crammed]]], *, start_token: bool) -> list[dict[str, Any]]:
     """A row for each context before a question: nothing, the text, another text's vector, the text's own, without and with the KL term."""
     from lsm.bench.cram_use import QUESTIONS, Usefulness
     from lsm.cram.reading import Reading
@@ -245,7 +245,7 @@ def _usefulness(lm: FrozenLM, crammed: Sequence[tuple[Unit, list[Crammed]]]) -> 
         by_weight.setdefault(unit.kl_weight, []).extend(texts)
     if not by_weight:
         return []
-    use, reading = Usefulness(lm), Reading(lm)
+    use, reading = Usefulness(lm), Reading(lm, start=start_token)
     asked = QUESTIONS[: len(next(iter(by_weight.values())))]
     contexts: dict[str, tuple[list[Tensor], list[int] | None]] = {
         "no context": ([use.nothing()] * len(asked), None),

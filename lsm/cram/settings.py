@@ -61,6 +61,9 @@ class CramSettings:
     """Numbers of memory vectors to measure, separated by commas, each from 1 to 32."""
     texts: int = 5
     """Texts: the first tokens of the first so many documents that are long enough."""
+    start_token: bool = True
+    """Read what the LM expects before every text, or one end token, before the vectors; without it they take the attention sink's place,
+    from which the first token hardly ever comes right."""
     skip_tokens: int = 0
     """Tokens left out at the beginning of each document, such as salutations that the LM knows by heart."""
     random_texts: int = 2

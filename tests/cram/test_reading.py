@@ -60,7 +60,7 @@ def test_texts_side_by_side_are_read_as_one_by_one(lm, vectors_BPH, form):
 
 def test_the_loss_of_tokens_behind_vectors_is_the_lms(lm, vectors_BPH):
     ids_BT, mask_BT = torch.tensor([[1, 2, 3]] * 3), torch.ones(3, 3, dtype=torch.bool)
-    told = Reading(lm).told(vectors_BPH, ids_BT.tolist())
+    told = Reading(lm, start=False).told(vectors_BPH, ids_BT.tolist())
     torch.testing.assert_close(told.loss_B, lm.prefix_loss(vectors_BPH, ids_BT, mask_BT))
 
 
