@@ -106,7 +106,7 @@ def _targets(options: Options, lm: FrozenLM) -> tuple[list[Target], dict[str, li
     """The texts, random ones last, and by name the longer beginnings for the superposition code."""
     from dataclasses import replace
 
-    from lsm.cram.targets import beginnings, random_texts
+    from lsm.commands.cram_texts import beginnings, random_texts
     from lsm.text.readers import iter_documents
 
     settings, most = options.settings, options.settings.growth.max_tokens

@@ -64,6 +64,13 @@ def test_the_loss_of_tokens_behind_vectors_is_the_lms(lm, vectors_BPH):
     torch.testing.assert_close(told.loss_B, lm.prefix_loss(vectors_BPH, ids_BT, mask_BT))
 
 
+def test_a_start_token_stands_before_the_vectors(lm, vectors_BPH):
+    end_H = lm.embed(torch.tensor([lm.tokens.end_id]))[0]
+    assert torch.equal(Reading(lm).prefix(vectors_BPH)[:, 1:], vectors_BPH)
+    assert torch.equal(Reading(lm).prefix(vectors_BPH)[1, 0], end_H)
+    assert torch.equal(Reading(lm, start=False).prefix(vectors_BPH), vectors_BPH)
+
+
 def test_the_divergence_of_doing_nothing_is_small_and_of_a_loud_vector_is_not(lm):
     reading = Reading(lm, keep=True)
     quiet, loud = (reading.told(torch.full((1, 1, lm.width), value), [[1]], [2]).divergence_B.item() for value in (1e-6, 8.0))
