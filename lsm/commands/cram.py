@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +48,7 @@ def run(options: Options) -> dict[str, Any]:
     """Cram, measure, print the tables, and write them with the plots."""
     import torch
 
+    from lsm.bench.cram import summary
     from lsm.cram.run import Crammer
     from lsm.lm.frozen import FrozenLM
     from lsm.lock import only_writer
@@ -54,7 +56,7 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.provenance import choose_device
     from lsm.report.cram import show_cram, write_cram
 
-    settings = options.settings
+    settings, started = options.settings, time.monotonic()
     device, why = choose_device(options.device)
     torch.set_num_threads(settings.threads)
     n_vectors, bits, kl_weights = _numbers(settings)
@@ -73,12 +75,11 @@ def run(options: Options) -> dict[str, Any]:
                 progress.advance(max(0, _most_steps(unit, settings) - used))
         rows = _capacity(options, lm, [pair for pair in crammed if not pair[0].name.startswith("use")], bits, code_ids)
         use = _usefulness(lm, [pair for pair in crammed if pair[0].name.startswith("use")], start_token=settings.start_token)
-        from lsm.bench.cram import summary
-
         results = {"lm": lm.fingerprint(), "dtype": str(lm.dtype), "settings": to_dict(settings), "rows": summary(rows, seed=options.seed)}
         results |= {"texts": rows, "usefulness": use}
         show_cram(results)
-        print(f"page in {write_cram(options.out, results, seed=options.seed, device=str(device))}")
+        seconds = time.monotonic() - started
+        print(f"page in {write_cram(options.out, results, seed=options.seed, device=str(device), elapsed_seconds=seconds)}")
     return results
 
 
@@ -167,8 +168,6 @@ def _most_steps(unit: Unit, settings: CramSettings) -> int:
 
 def _say_plan(options: Options, lm: FrozenLM, units: Sequence[Unit], where: str) -> int:
     """Print what will be done and how long it takes at most; the number of text-steps."""
-    import time
-
     import torch
 
     from lsm.cram.reading import Reading

@@ -46,7 +46,7 @@ def test_the_rate_falls_from_its_first_to_its_last_value():
     assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.parametrize("wrong", [{"texts": 0}, {"one_pass_texts": 9}, {"kl_most": 0.0}, {"batch_texts": 0}])
+@pytest.mark.parametrize("wrong", [{"texts": 0}, {"texts": -1}, {"one_pass_texts": 9}, {"kl_most": 0.0}, {"batch_texts": 0}])
 def test_settings_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ValueError):
         CramSettings(**wrong)
