@@ -55,14 +55,14 @@ class Usefulness:
 
     def __init__(self, lm: FrozenLM) -> None:
         self.lm = lm
-        self._start_PH = self._embedded(list(lm.tokens.start_ids))
+        self._start_PH = self._embedded(list(lm.tokens.start_ids) or [lm.tokens.end_id])
 
     def text(self, text: str) -> Tensor:
         """The text itself as context, [P, H]: what a vector stands in for."""
         return torch.cat([self._start_PH, self._embedded(self.lm.tokens.encode_exact([text])[0])])
 
     def nothing(self) -> Tensor:
-        """No context but what the LM expects before every text."""
+        """No context but what the LM expects before every text, or one end token."""
         return self._start_PH
 
     @torch.no_grad()

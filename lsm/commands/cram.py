@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +48,7 @@ def run(options: Options) -> dict[str, Any]:
     """Cram, measure, print the tables, and write them with the plots."""
     import torch
 
+    from lsm.bench.cram import summary
     from lsm.cram.run import Crammer
     from lsm.lm.frozen import FrozenLM
     from lsm.lock import only_writer
@@ -54,7 +56,7 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.provenance import choose_device
     from lsm.report.cram import show_cram, write_cram
 
-    settings = options.settings
+    settings, started = options.settings, time.monotonic()
     device, why = choose_device(options.device)
     torch.set_num_threads(settings.threads)
     n_vectors, bits, kl_weights = _numbers(settings)
@@ -72,13 +74,12 @@ def run(options: Options) -> dict[str, Any]:
                 used = sum(each.numbers["steps"] for each in crammed[-1][1])
                 progress.advance(max(0, _most_steps(unit, settings) - used))
         rows = _capacity(options, lm, [pair for pair in crammed if not pair[0].name.startswith("use")], bits, code_ids)
-        use = _usefulness(lm, [pair for pair in crammed if pair[0].name.startswith("use")])
-        from lsm.bench.cram import summary
-
+        use = _usefulness(lm, [pair for pair in crammed if pair[0].name.startswith("use")], start_token=settings.start_token)
         results = {"lm": lm.fingerprint(), "dtype": str(lm.dtype), "settings": to_dict(settings), "rows": summary(rows, seed=options.seed)}
         results |= {"texts": rows, "usefulness": use}
         show_cram(results)
-        print(f"page in {write_cram(options.out, results, seed=options.seed, device=str(device))}")
+        seconds = time.monotonic() - started
+        print(f"page in {write_cram(options.out, results, seed=options.seed, device=str(device), elapsed_seconds=seconds)}")
     return results
 
 
@@ -106,7 +107,7 @@ def _targets(options: Options, lm: FrozenLM) -> tuple[list[Target], dict[str, li
     """The texts, random ones last, and by name the longer beginnings for the superposition code."""
     from dataclasses import replace
 
-    from lsm.cram.targets import beginnings, random_texts
+    from lsm.commands.cram_texts import beginnings, random_texts
     from lsm.text.readers import iter_documents
 
     settings, most = options.settings, options.settings.growth.max_tokens
@@ -167,8 +168,6 @@ def _most_steps(unit: Unit, settings: CramSettings) -> int:
 
 def _say_plan(options: Options, lm: FrozenLM, units: Sequence[Unit], where: str) -> int:
     """Print what will be done and how long it takes at most; the number of text-steps."""
-    import time
-
     import torch
 
     from lsm.cram.reading import Reading
@@ -195,11 +194,11 @@ def _say_plan(options: Options, lm: FrozenLM, units: Sequence[Unit], where: str)
     return total
 
 
-def _held(lm: FrozenLM, unit: Unit, each: Crammed) -> Held:
+def _held(lm: FrozenLM, unit: Unit, each: Crammed, *, start_token: bool) -> Held:
     from lsm.bench.cram import Held
     from lsm.cram.reading import Reading
 
-    reading = Reading(lm, unit.form)
+    reading = Reading(lm, unit.form, start=start_token)
 
     def told(vectors_BPH: Tensor, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         found = reading.told(vectors_BPH.to(lm.device), rows)
@@ -224,7 +223,7 @@ def _capacity(
         n_entries = unit.n_vectors * lm.width
         code = SameBytes(lm, stored_bytes(n_entries, 8, settings.group)) if settings.code and unit.form == "autoregressive" else None
         for each in texts:
-            held = _held(lm, unit, each)
+            held = _held(lm, unit, each, start_token=settings.start_token)
             row: dict[str, Any] = {"name": each.target.name, "kind": each.target.kind, "vectors": unit.n_vectors, "form": unit.form}
             row |= capacity_row(lm, held, each.numbers["stages"], teacher_forced=settings.teacher_forced)
             ways = {n: (quantised(each.vectors_PH, n, settings.group), stored_bytes(n_entries, n, settings.group)) for n in bits}
@@ -235,7 +234,7 @@ def _capacity(
     return rows
 
 
-def _usefulness(lm: FrozenLM, crammed: Sequence[tuple[Unit, list[Crammed]]]) -> list[dict[str, Any]]:
+def _usefulness(lm: FrozenLM, crammed: Sequence[tuple[Unit, list[Crammed]]], *, start_token: bool) -> list[dict[str, Any]]:
     """A row for each context before a question: nothing, the text, another text's vector, the text's own, without and with the KL term."""
     from lsm.bench.cram_use import QUESTIONS, Usefulness
     from lsm.cram.reading import Reading
@@ -245,7 +244,7 @@ def _usefulness(lm: FrozenLM, crammed: Sequence[tuple[Unit, list[Crammed]]]) -> 
         by_weight.setdefault(unit.kl_weight, []).extend(texts)
     if not by_weight:
         return []
-    use, reading = Usefulness(lm), Reading(lm)
+    use, reading = Usefulness(lm), Reading(lm, start=start_token)
     asked = QUESTIONS[: len(next(iter(by_weight.values())))]
     contexts: dict[str, tuple[list[Tensor], list[int] | None]] = {
         "no context": ([use.nothing()] * len(asked), None),

@@ -49,15 +49,20 @@ class Told:
 
 
 class Reading:
-    """Memory vectors of one form under one LM. What the LM expects before every text (Gemma's <bos>) stands before the vectors."""
+    """Memory vectors of one form under one LM, behind what the LM expects before every text (Gemma's <bos>), or one end token.
 
-    def __init__(self, lm: FrozenLM, form: Form = "autoregressive", *, keep: bool = False) -> None:
+    Without it the vectors stand where an LM keeps its attention sink, whose state hardly depends on the input.
+    """
+
+    def __init__(self, lm: FrozenLM, form: Form = "autoregressive", *, keep: bool = False, start: bool = True) -> None:
         """
         Args:
+            start: put that token before the vectors.
             keep: also measure the divergence on the kept sentences.
         """
         self.lm, self.form, self.keep = lm, form, keep
-        self._start_SH = lm.embed(torch.tensor(lm.tokens.start_ids, dtype=torch.int64, device=lm.device))
+        ids = (lm.tokens.start_ids or [lm.tokens.end_id]) if start else []
+        self._start_SH = lm.embed(torch.tensor(ids, dtype=torch.int64, device=lm.device))
 
     def prefix(self, vectors_BPH: Tensor) -> Tensor:
         """The LM's start and the vectors, [B, S + P, H]."""

@@ -73,7 +73,7 @@ class Crammer:
         return _finished(unit, folder)
 
     def _optimise(self, unit: Unit, folder: Path) -> None:
-        reading = Reading(self.lm, unit.form, keep=unit.kl_weight > 0)
+        reading = Reading(self.lm, unit.form, keep=unit.kl_weight > 0, start=self.settings.start_token)
         texts = [
             Text(target, unit.n_vectors, self.lm.width, self.settings, seed=self.seed, device=self.lm.device) for target in unit.targets
         ]

@@ -60,7 +60,10 @@ class CramSettings:
     vectors: str = "1"
     """Numbers of memory vectors to measure, separated by commas, each from 1 to 32."""
     texts: int = 5
-    """Texts: the first tokens of the first so many documents that are long enough."""
+    """Texts: the first tokens of the first so many documents that are long enough; 0 measures usefulness alone."""
+    start_token: bool = True
+    """Read what the LM expects before every text, or one end token, before the vectors; without it they take the attention sink's place,
+    from which the first token hardly ever comes right."""
     skip_tokens: int = 0
     """Tokens left out at the beginning of each document, such as salutations that the LM knows by heart."""
     random_texts: int = 2
@@ -98,11 +101,13 @@ class CramSettings:
     stage: StageSettings = field(default_factory=StageSettings)
 
     def __post_init__(self) -> None:
-        least = {"texts": 1, "skip_tokens": 0, "random_texts": 0, "one_pass_texts": 0, "questions": 0, "question_vectors": 1}
+        least = {"texts": 0, "skip_tokens": 0, "random_texts": 0, "one_pass_texts": 0, "questions": 0, "question_vectors": 1}
         least |= {"group": 1, "batch_texts": 1, "save_every": 1, "threads": 1}
         problems = [f"{name} must be at least {value}" for name, value in least.items() if getattr(self, name) < value]
         if self.one_pass_texts > self.texts:
             problems.append("one_pass_texts cannot be above texts")
+        if not self.texts and (self.random_texts or not self.questions):
+            problems.append("texts 0 needs random_texts 0 and questions")
         if self.kl_weight < 0 or self.kl_most <= 0 or not 0 < self.teacher_forced <= 1:
             problems.append("needs kl_weight ≥ 0, kl_most > 0 and 0 < teacher_forced ≤ 1")
         if problems:

@@ -56,27 +56,28 @@ TEXTS = (
 
 def show_cram(results: dict[str, Any]) -> None:
     """Print the tables."""
-    tables.show(results["rows"], _there(CRAM, results["rows"]), title=f"Crammed into memory vectors of {results['lm']['name']}")
+    if results["rows"]:
+        tables.show(results["rows"], _there(CRAM, results["rows"]), title=f"Crammed into memory vectors of {results['lm']['name']}")
     if results["usefulness"]:
         tables.show(results["usefulness"], USE, title="Questions about short texts, and unrelated sentences")
 
 
-def write_cram(folder: Path, results: dict[str, Any], *, seed: int, device: str) -> Path:
+def write_cram(folder: Path, results: dict[str, Any], *, seed: int, device: str, elapsed_seconds: float) -> Path:
     """results.json, cram.md, cram.png and cram.html; the page's path."""
-    write_json(folder / "results.json", report(results, seed=seed, device=device, elapsed_seconds=0.0))
+    write_json(folder / "results.json", report(results, seed=seed, device=device, elapsed_seconds=elapsed_seconds))
     columns = _there(CRAM, results["rows"])
-    parts = [tables.markdown(results["rows"], columns)]
+    parts = [tables.markdown(results["rows"], columns)] if results["rows"] else []
     if results["usefulness"]:
         parts.append(tables.markdown(results["usefulness"], USE))
     with atomic_write(folder / "cram.md", "w") as handle:
         handle.write("\n\n".join(parts) + "\n")
-    image = plot_cram(results["texts"], folder / "cram.png")
+    images = [plot_cram(results["texts"], folder / "cram.png")] if results["texts"] else []
     texts = [
         (f"{row['name']}, {row['vectors']} vectors, {row['form']}: {row['tokens_exact']} tokens", row["text"]) for row in results["texts"]
     ]
     sections = [
         Section("Capacity", words="Means over texts; 95 % intervals from resampling texts.", rows=results["rows"], columns=columns),
-        Section("Plots", images=[image]),
+        Section("Plots", images=images),
         Section("Is the vector of use?", rows=results["usefulness"], columns=USE),
         Section("Text by text", rows=results["texts"], columns=TEXTS),
         Section("What is held, word for word", texts=texts),

@@ -60,7 +60,7 @@ def test_a_killed_run_goes_on_to_the_bit(documents, unbroken, tmp_path, run_cli)
     process = subprocess.Popen(
         [sys.executable, "-m", "lsm", *arguments(documents, out)], env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
     )
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 600
     while not list(out.glob("vectors-2-0/*.safetensors")):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.02)

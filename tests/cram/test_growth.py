@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lsm.cram.growth import Growth
@@ -19,6 +20,7 @@ def search(limit: int, capacity: int, settings: GrowthSettings) -> tuple[Growth,
     return growth, tried
 
 
+@hypothesis_settings(deadline=None)
 @given(st.integers(1, 300), st.integers(0, 400), st.integers(1, 40), st.floats(1.05, 3.0))
 def test_the_search_ends_at_the_capacity(limit, capacity, first, factor):
     settings = GrowthSettings(first_tokens=first, factor=factor, max_tokens=400)
@@ -46,7 +48,7 @@ def test_the_rate_falls_from_its_first_to_its_last_value():
     assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.parametrize("wrong", [{"texts": 0}, {"one_pass_texts": 9}, {"kl_most": 0.0}, {"batch_texts": 0}])
+@pytest.mark.parametrize("wrong", [{"texts": 0}, {"texts": -1}, {"one_pass_texts": 9}, {"kl_most": 0.0}, {"batch_texts": 0}])
 def test_settings_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ValueError):
         CramSettings(**wrong)

@@ -60,8 +60,15 @@ def test_texts_side_by_side_are_read_as_one_by_one(lm, vectors_BPH, form):
 
 def test_the_loss_of_tokens_behind_vectors_is_the_lms(lm, vectors_BPH):
     ids_BT, mask_BT = torch.tensor([[1, 2, 3]] * 3), torch.ones(3, 3, dtype=torch.bool)
-    told = Reading(lm).told(vectors_BPH, ids_BT.tolist())
+    told = Reading(lm, start=False).told(vectors_BPH, ids_BT.tolist())
     torch.testing.assert_close(told.loss_B, lm.prefix_loss(vectors_BPH, ids_BT, mask_BT))
+
+
+def test_a_start_token_stands_before_the_vectors(lm, vectors_BPH):
+    end_H = lm.embed(torch.tensor([lm.tokens.end_id]))[0]
+    assert torch.equal(Reading(lm).prefix(vectors_BPH)[:, 1:], vectors_BPH)
+    assert torch.equal(Reading(lm).prefix(vectors_BPH)[1, 0], end_H)
+    assert torch.equal(Reading(lm, start=False).prefix(vectors_BPH), vectors_BPH)
 
 
 def test_the_divergence_of_doing_nothing_is_small_and_of_a_loud_vector_is_not(lm):

@@ -29,6 +29,8 @@ def beginnings(
     """
     found: list[Target] = []
     words: set[str] = set()
+    if n_texts == 0:
+        return [], []
     for document in documents:
         ids = tokens.encode_exact([document.text[: (skip + n_tokens) * _CHARACTERS_PER_TOKEN]])[0][skip : skip + n_tokens]
         if len(ids) == n_tokens:
