@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from lsm.text.questions import Question
 
 
+_FIRST = ("full text", "no text", "learned", "truncated, same tokens", "shuffled")
+"""Rows that are measured first: an evaluation that is stopped has them."""
+
+
 @dataclass
 class Loaded:
     """A trained compressor with all that it needs."""
@@ -113,16 +117,19 @@ def evaluate(options: Options) -> dict[str, Any]:
     ]
     say(f"{len(questions)} questions on {len({q.text for q in questions})} texts of {len({q.article for q in questions})} articles, "
         f"{len(ways)} rows; texts over {longest} tokens left out", quiet=options.quiet)  # fmt: skip
+    ways.sort(key=lambda way: _FIRST.index(way.label) if way.label in _FIRST else len(_FIRST))
     answered: dict[tuple[str, int | None], Answered] = {}
     with Progress("compress eval", len(ways), "rows", quiet=options.quiet) as progress:
         for way in ways:
             same = answered.get((way.equals or "", None))  # a row that is another one by construction is not measured again
-            answered[way.label, way.ratio] = same or compression.answer_all(loaded.lm, loaded.prompts, way, questions)
+            answered[way.label, way.ratio] = same or _measured(loaded, way, questions, options)
             scores = answered[way.label, way.ratio].scores
             n = len(questions)
             say(f"{way.label} {way.ratio or ''}: F1 {sum(scores['f1']) / n:.3f}, nats {sum(scores['nll']) / n:.3f}", quiet=options.quiet)
             progress.advance(1, way.label)
     full, none = answered["full text", None], answered["no text", None]
+    order = {None: 0} | {ratio: place for place, ratio in enumerate(ratios, start=1)}
+    ways.sort(key=lambda way: order[way.ratio])
     repeat = {"resamples": options.resamples, "seed": options.seed}
     rows = [compression.scoreboard_row(way, answered[way.label, way.ratio], full, none, questions, **repeat) for way in ways]
     differences, findings = [], []
@@ -152,6 +159,24 @@ def evaluate(options: Options) -> dict[str, Any]:
         results["joint"] = _joint(options, loaded, questions, answered, ratios[0])
         tables.show(results["joint"], tables.COMPRESSION_JOINT, title=f"two LMs, {ratios[0]}x")
     return results
+
+
+def _measured(loaded: Loaded, way: Way, questions: list[Question], options: Options) -> Answered:
+    """The answers of one way; with --out they are kept there, and found again by an evaluation that goes on."""
+    from lsm.bench.compression import Answered, answer_all
+    from lsm.files import fingerprint, make_folder, read_json, write_json
+
+    if options.out is None:
+        return answer_all(loaded.lm, loaded.prompts, way, questions)
+    asked = [[one.text, one.question, one.answers] for one in questions]
+    key = fingerprint([loaded.sha256, loaded.lm.sha256, way.label, way.ratio, options.group, options.sentence_encoder, asked])
+    make_folder(options.out)
+    path = options.out / f"row-{key}.json"
+    if not path.exists():
+        answers = answer_all(loaded.lm, loaded.prompts, way, questions)
+        write_json(path, {"label": way.label, "ratio": way.ratio, "texts": answers.texts, "scores": answers.scores})
+    found = read_json(path)
+    return Answered(found["texts"], found["scores"])
 
 
 def _shared_ways(loaded: Loaded) -> list[Way]:
