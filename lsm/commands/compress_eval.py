@@ -140,7 +140,7 @@ def evaluate(options: Options) -> dict[str, Any]:
             differences.append({"compared": f"learned − {other}", "ratio": ratio, **found})
         differences.append({"compared": "learned − no text", "ratio": ratio, **compression.difference(learned, none, questions, **repeat)})
         findings.append(_findings(loaded, questions, ratio, rows, differences))
-    costs = [_cost(loaded, questions, ratio, bits, options.group) for ratio in ratios for bits in (8, 6, 4)]
+    costs = [row for ratio in ratios for row in _costs(loaded, questions, ratio, options.group)]
     tables.show(rows, tables.COMPRESSION, title=f"{loaded.lm.name}: answers from compressed texts, 95 % intervals over articles")
     tables.show(differences, tables.COMPRESSION_DIFFERENCE, title="paired differences (positive: the first is better)")
     tables.show(costs, tables.COMPRESSION_BYTES, title="bytes a text on the wire (scales counted; the file's header is shared)")
@@ -271,23 +271,28 @@ def _findings(loaded: Loaded, questions: list[Question], ratio: int, rows: list[
     return {"ratio": ratio, **found, "gap": row["gap"], "collapsed": collapse(found, row, over_shuffled)}
 
 
-def _cost(loaded: Loaded, questions: list[Question], ratio: int, bits: int, group: int) -> dict[str, Any]:
-    """Mean bytes a text, and what its soft tokens would have to take to beat zstd of the text."""
+def _costs(loaded: Loaded, questions: list[Question], ratio: int, group: int) -> list[dict[str, Any]]:
+    """Mean bytes a text at each number of bits, and what its soft tokens would have to take to beat zstd of the text."""
     import numpy as np
     import zstandard
 
-    from lsm.codes.soft_file import payload_bytes
+    from lsm.codes.soft_file import BITS, payload_bytes
 
     texts = list(dict.fromkeys(one.text for one in questions))
     codes, heads = zip(*(loaded.compressor.send([text], loaded.lm, ratio) for text in texts), strict=True)
-    wire = float(np.mean([payload_bytes(len(c[0]), c[0].shape[1], bits, group, h[0]) for c, h in zip(codes, heads, strict=True)]))
+    width, n_codes = codes[0][0].shape[1], float(np.mean([len(code[0]) for code in codes]))
+    utf8 = float(np.mean([len(text.encode()) for text in texts]))
     zstd = float(np.mean([len(zstandard.ZstdCompressor(level=19).compress(text.encode())) for text in texts]))
-    n_codes = float(np.mean([len(c[0]) for c in codes]))
-    return {
-        "ratio": ratio, "bits": bits, "codes": n_codes, "width": codes[0][0].shape[1], "wire_bytes": wire,
-        "utf8_bytes": float(np.mean([len(text.encode()) for text in texts])), "zstd_bytes": zstd, "over_zstd": wire / zstd,
-        "bits_a_code_to_beat_zstd": 8 * zstd / n_codes, "bits_an_entry_to_beat_zstd": 8 * zstd / n_codes / codes[0][0].shape[1],
-    }  # fmt: skip
+    rows = []
+    for bits in BITS:
+        sizes = [payload_bytes(len(code[0]), width, bits, group, head[0]) for code, head in zip(codes, heads, strict=True)]
+        wire = float(np.mean(sizes))
+        rows.append({
+            "ratio": ratio, "bits": bits, "codes": n_codes, "width": width, "wire_bytes": wire, "utf8_bytes": utf8, "zstd_bytes": zstd,
+            "over_zstd": wire / zstd, "bits_a_code_to_beat_zstd": 8 * zstd / n_codes,
+            "bits_an_entry_to_beat_zstd": 8 * zstd / n_codes / width,
+        })  # fmt: skip
+    return rows
 
 
 def _joint(options: Options, loaded: Loaded, questions: list[Question], answered: dict[Any, Answered], ratio: int) -> list[dict[str, Any]]:
