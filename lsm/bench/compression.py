@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lsm.bench import intervals
 from lsm.bench.answers import answer_f1, exact_match
-from lsm.lm.contexts import answer_hidden, copied, read_contexts, read_preamble, write_answers
+from lsm.lm.contexts import answers_read, read_contexts, read_preamble, write_answers
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.loss import frozen_cross_entropy
 from lsm.text.questions import Question
@@ -86,8 +86,8 @@ def answer_all(lm: FrozenLM, asking: Asking, way: Way, questions: Sequence[Quest
             read = read_contexts(lm, contexts, row_of_N, preamble=preamble, around=opened)
             prompts = asking.questions([questions[n] for n in asked], anchor=way.anchor)
             answers = asking.answers([questions[n].answers[0] for n in asked])
-            hidden_AH = answer_hidden(lm, copied(read), prompts, answers)
-            written = write_answers(lm, read, prompts, max_new_tokens=NEW_TOKENS)
+            hidden_AH, read = answers_read(lm, read, prompts, answers)
+            written = write_answers(lm, read, [prompt[-1:] for prompt in prompts], max_new_tokens=NEW_TOKENS)
         target_A = torch.tensor([token for row in answers for token in row], device=lm.device)
         nll_A = frozen_cross_entropy(hidden_AH, lm.head_VH, target_A)
         likely_A = lm.logits(hidden_AH).argmax(-1)

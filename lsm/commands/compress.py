@@ -23,7 +23,7 @@ class Options(CommonOptions):
     inputs: tyro.conf.Positional[tuple[str, ...]] = ()
     """For train question files (in place of data.train); else the run, then question files: JSONL with text, question, answers, title."""
     out: Path | None = None
-    """train: folder of the run; pack: the file."""
+    """train: folder of the run; pack: the file; eval: folder that keeps finished rows, so that a stopped evaluation goes on."""
     config: Path | None = None
     """train: YAML file with the settings, such as configs/compress.yaml; None = the defaults."""
     resume: Literal["auto", "never", "must"] = "auto"
@@ -87,7 +87,8 @@ def _train(options: Options) -> dict[str, Any]:
     torch.set_num_threads(settings.threads)
     questions = read_questions(inputs)
     lm = FrozenLM.load(settings.lm, device=device, dtype=torch.float32 if settings.precision == "float32" else None)
-    if max(settings.encoder.layer, *settings.encoder.depths, 0) > lm.n_layers:
+    layer = settings.encoder.layer if settings.encoder.source == "lm" else 0
+    if max(layer, *settings.encoder.depths, 0) > lm.n_layers:
         raise UserError(f"encoder.layer and encoder.depths must be at most {lm.n_layers}, the layers of {settings.lm}")
     source = load_source(settings.encoder, device=options.device)
     task = CompressTask(

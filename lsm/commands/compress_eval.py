@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from lsm.text.questions import Question
 
 
+_FIRST = ("full text", "no text", "learned", "truncated, same tokens", "shuffled")
+"""Rows that are measured first: an evaluation that is stopped has them."""
+
+
 @dataclass
 class Loaded:
     """A trained compressor with all that it needs."""
@@ -113,16 +117,19 @@ def evaluate(options: Options) -> dict[str, Any]:
     ]
     say(f"{len(questions)} questions on {len({q.text for q in questions})} texts of {len({q.article for q in questions})} articles, "
         f"{len(ways)} rows; texts over {longest} tokens left out", quiet=options.quiet)  # fmt: skip
+    ways.sort(key=lambda way: _FIRST.index(way.label) if way.label in _FIRST else len(_FIRST))
     answered: dict[tuple[str, int | None], Answered] = {}
     with Progress("compress eval", len(ways), "rows", quiet=options.quiet) as progress:
         for way in ways:
             same = answered.get((way.equals or "", None))  # a row that is another one by construction is not measured again
-            answered[way.label, way.ratio] = same or compression.answer_all(loaded.lm, loaded.prompts, way, questions)
+            answered[way.label, way.ratio] = same or _measured(loaded, way, questions, options)
             scores = answered[way.label, way.ratio].scores
             n = len(questions)
             say(f"{way.label} {way.ratio or ''}: F1 {sum(scores['f1']) / n:.3f}, nats {sum(scores['nll']) / n:.3f}", quiet=options.quiet)
             progress.advance(1, way.label)
     full, none = answered["full text", None], answered["no text", None]
+    order = {None: 0} | {ratio: place for place, ratio in enumerate(ratios, start=1)}
+    ways.sort(key=lambda way: order[way.ratio])
     repeat = {"resamples": options.resamples, "seed": options.seed}
     rows = [compression.scoreboard_row(way, answered[way.label, way.ratio], full, none, questions, **repeat) for way in ways]
     differences, findings = [], []
@@ -133,7 +140,7 @@ def evaluate(options: Options) -> dict[str, Any]:
             differences.append({"compared": f"learned − {other}", "ratio": ratio, **found})
         differences.append({"compared": "learned − no text", "ratio": ratio, **compression.difference(learned, none, questions, **repeat)})
         findings.append(_findings(loaded, questions, ratio, rows, differences))
-    costs = [_cost(loaded, questions, ratio, bits, options.group) for ratio in ratios for bits in (8, 6, 4)]
+    costs = [row for ratio in ratios for row in _costs(loaded, questions, ratio, options.group)]
     tables.show(rows, tables.COMPRESSION, title=f"{loaded.lm.name}: answers from compressed texts, 95 % intervals over articles")
     tables.show(differences, tables.COMPRESSION_DIFFERENCE, title="paired differences (positive: the first is better)")
     tables.show(costs, tables.COMPRESSION_BYTES, title="bytes a text on the wire (scales counted; the file's header is shared)")
@@ -152,6 +159,24 @@ def evaluate(options: Options) -> dict[str, Any]:
         results["joint"] = _joint(options, loaded, questions, answered, ratios[0])
         tables.show(results["joint"], tables.COMPRESSION_JOINT, title=f"two LMs, {ratios[0]}x")
     return results
+
+
+def _measured(loaded: Loaded, way: Way, questions: list[Question], options: Options) -> Answered:
+    """The answers of one way; with --out they are kept there, and found again by an evaluation that goes on."""
+    from lsm.bench.compression import Answered, answer_all
+    from lsm.files import fingerprint, make_folder, read_json, write_json
+
+    if options.out is None:
+        return answer_all(loaded.lm, loaded.prompts, way, questions)
+    asked = [[one.text, one.question, one.answers] for one in questions]
+    key = fingerprint([loaded.sha256, loaded.lm.sha256, way.label, way.ratio, options.group, options.sentence_encoder, asked])
+    make_folder(options.out)
+    path = options.out / f"row-{key}.json"
+    if not path.exists():
+        answers = answer_all(loaded.lm, loaded.prompts, way, questions)
+        write_json(path, {"label": way.label, "ratio": way.ratio, "texts": answers.texts, "scores": answers.scores})
+    found = read_json(path)
+    return Answered(found["texts"], found["scores"])
 
 
 def _shared_ways(loaded: Loaded) -> list[Way]:
@@ -246,23 +271,28 @@ def _findings(loaded: Loaded, questions: list[Question], ratio: int, rows: list[
     return {"ratio": ratio, **found, "gap": row["gap"], "collapsed": collapse(found, row, over_shuffled)}
 
 
-def _cost(loaded: Loaded, questions: list[Question], ratio: int, bits: int, group: int) -> dict[str, Any]:
-    """Mean bytes a text, and what its soft tokens would have to take to beat zstd of the text."""
+def _costs(loaded: Loaded, questions: list[Question], ratio: int, group: int) -> list[dict[str, Any]]:
+    """Mean bytes a text at each number of bits, and what its soft tokens would have to take to beat zstd of the text."""
     import numpy as np
     import zstandard
 
-    from lsm.codes.soft_file import payload_bytes
+    from lsm.codes.soft_file import BITS, payload_bytes
 
     texts = list(dict.fromkeys(one.text for one in questions))
     codes, heads = zip(*(loaded.compressor.send([text], loaded.lm, ratio) for text in texts), strict=True)
-    wire = float(np.mean([payload_bytes(len(c[0]), c[0].shape[1], bits, group, h[0]) for c, h in zip(codes, heads, strict=True)]))
+    width, n_codes = codes[0][0].shape[1], float(np.mean([len(code[0]) for code in codes]))
+    utf8 = float(np.mean([len(text.encode()) for text in texts]))
     zstd = float(np.mean([len(zstandard.ZstdCompressor(level=19).compress(text.encode())) for text in texts]))
-    n_codes = float(np.mean([len(c[0]) for c in codes]))
-    return {
-        "ratio": ratio, "bits": bits, "codes": n_codes, "width": codes[0][0].shape[1], "wire_bytes": wire,
-        "utf8_bytes": float(np.mean([len(text.encode()) for text in texts])), "zstd_bytes": zstd, "over_zstd": wire / zstd,
-        "bits_a_code_to_beat_zstd": 8 * zstd / n_codes, "bits_an_entry_to_beat_zstd": 8 * zstd / n_codes / codes[0][0].shape[1],
-    }  # fmt: skip
+    rows = []
+    for bits in BITS:
+        sizes = [payload_bytes(len(code[0]), width, bits, group, head[0]) for code, head in zip(codes, heads, strict=True)]
+        wire = float(np.mean(sizes))
+        rows.append({
+            "ratio": ratio, "bits": bits, "codes": n_codes, "width": width, "wire_bytes": wire, "utf8_bytes": utf8, "zstd_bytes": zstd,
+            "over_zstd": wire / zstd, "bits_a_code_to_beat_zstd": 8 * zstd / n_codes,
+            "bits_an_entry_to_beat_zstd": 8 * zstd / n_codes / width,
+        })  # fmt: skip
+    return rows
 
 
 def _joint(options: Options, loaded: Loaded, questions: list[Question], answered: dict[Any, Answered], ratio: int) -> list[dict[str, Any]]:

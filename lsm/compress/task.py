@@ -20,6 +20,7 @@ from lsm.compress.saved import save_compressor
 from lsm.compress.settings import CompressSettings
 from lsm.corpus.sampler import permutation, split_documents
 from lsm.errors import UserError
+from lsm.files import fingerprint
 from lsm.lm.contexts import answer_hidden, read_contexts, read_preamble
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.loss import frozen_cross_entropy
@@ -105,12 +106,11 @@ class CompressTask(Task):
         chosen = permutation(len(self.held_out), 0, 0)[: self.settings.data.evaluation_questions]
         questions = [self.held_out[number] for number in sorted(chosen)]
         texts = list(dict.fromkeys(one.text for one in questions))
-        scores: dict[str, float] = {}
-        for ratio in self.settings.ratios:
-            scores[f"loss_{ratio}x"] = self._held_out_loss(texts, questions, ratio, shift=0)
-        scores["loss"] = float(np.mean(list(scores.values())))
-        scores["loss_shuffled_text"] = self._held_out_loss(texts, questions, self.settings.ratios[0], shift=1)
-        scores["loss_no_text"] = self._held_out_loss(texts, questions, None, shift=0)
+        with torch.autocast(self.lm.device.type, enabled=False):  # the LM has its own dtype
+            scores = {f"loss_{ratio}x": self._held_out_loss(texts, questions, ratio, shift=0) for ratio in self.settings.ratios}
+            scores["loss"] = float(np.mean(list(scores.values())))
+            scores["loss_shuffled_text"] = self._held_out_loss(texts, questions, self.settings.ratios[0], shift=1)
+            scores["loss_no_text"] = self._held_out_loss(texts, questions, None, shift=0)
         self._scores = {name: round(value, 4) for name, value in scores.items()}
         return self._scores
 
@@ -120,8 +120,6 @@ class CompressTask(Task):
         save_compressor(folder, self.compressor, self.settings, self.lm, self.encoder, n=n, scores=self._scores)
 
     def fingerprint(self) -> dict[str, Any]:
-        from lsm.files import fingerprint
-
         asked = fingerprint([[one.text, one.question, one.answers] for rows in self.by_text.values() for one in rows])
         return {"questions": asked, "lm": self.lm.fingerprint(), "encoder": self.encoder}
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
 
 from lsm.lm.generation import Sampling
 from lsm.lm.tokens import pad_ids
@@ -76,16 +77,20 @@ def answer_hidden(lm: FrozenLM, read: Read, prompts: Sequence[Sequence[int]], an
 
     Prompts must not be empty.
     """
+    return answers_read(lm, read, prompts, answers)[0]
+
+
+def answers_read(lm: FrozenLM, read: Read, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Read]:
+    """`answer_hidden`, and a reading of each prompt without its last token, from which the LM can go on to write; `read` is used up."""
     whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     ids_NT, mask_NT = (tensor.to(lm.device) for tensor in pad_ids(whole, lm.tokens.end_id))
-    hidden_NTH = lm.final_hidden(lm.embed(ids_NT), read.cache, torch.cat([read.mask_NP, mask_NT], dim=1))
+    cache = DynamicCache(config=lm.model.config) if read.cache is None else read.cache
+    hidden_NTH = lm.final_hidden(lm.embed(ids_NT), cache, torch.cat([read.mask_NP, mask_NT], dim=1))
     spans = zip(hidden_NTH, prompts, answers, strict=True)
-    return torch.cat([states_TH[len(prompt) - 1 : len(prompt) + len(answer) - 1] for states_TH, prompt, answer in spans])
-
-
-def copied(read: Read) -> Read:
-    """The same once more, to be used up separately."""
-    return Read(copy.deepcopy(read.cache), read.mask_NP)
+    hidden = torch.cat([states_TH[len(prompt) - 1 : len(prompt) + len(answer) - 1] for states_TH, prompt, answer in spans])
+    before_N1 = torch.tensor([[len(prompt) - 1] for prompt in prompts], device=lm.device)
+    asked_NT = torch.arange(ids_NT.shape[1], device=lm.device) < before_N1  # what stands behind stays in the cache, unseen
+    return hidden, Read(cache, torch.cat([read.mask_NP, asked_NT], dim=1))
 
 
 def write_answers(lm: FrozenLM, read: Read, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[str]:

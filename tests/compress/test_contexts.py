@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lsm.lm.contexts import answer_hidden, copied, read_contexts, read_preamble, write_answers
+from lsm.lm.contexts import answer_hidden, answers_read, read_contexts, read_preamble, write_answers
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.generation import Sampling
 
@@ -30,13 +30,14 @@ def test_shared_reading_is_each_reading_alone(lm: FrozenLM) -> None:
 
 def test_written_answers_are_those_of_each_alone(lm: FrozenLM) -> None:
     read = read_contexts(lm, vectors(lm), ROWS, preamble=read_preamble(lm, list(b"Text:")))
-    kept = copied(read)
+    again = read_contexts(lm, vectors(lm), ROWS, preamble=read_preamble(lm, list(b"Text:")))
     texts = write_answers(lm, read, [list(p) for p in PROMPTS], max_new_tokens=8)
     for row, prompt, text in zip(ROWS, PROMPTS, texts, strict=True):
         prefix = lm.embed(torch.tensor([list(b"Text:" + CONTEXTS[row].encode() + prompt)]))
         alone = lm.generate(prefix, Sampling(max_new_tokens=8, no_repeat_tokens=0, stop_ids=(10,)))[0]
         assert text == alone.split("\n")[0].strip()
-    assert write_answers(lm, kept, [list(p) for p in PROMPTS], max_new_tokens=8) == texts
+    _, asked = answers_read(lm, again, [list(p) for p in PROMPTS], [list(a) for a in ANSWERS])
+    assert write_answers(lm, asked, [[p[-1]] for p in PROMPTS], max_new_tokens=8) == texts, "scored first, then written"
 
 
 def test_empty_contexts_are_no_contexts(lm: FrozenLM) -> None:
