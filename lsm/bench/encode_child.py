@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def load(system: str, model: str, threads: int, calibration: list[str]) -> Encode:
-    """The `encode` of a system: `lsm[-float32|-bfloat16|-openvino]`, `st` (sentence-transformers as it comes), `st-processes`, `st-bfloat16`,
-    `st-onnx[-int8]`, `st-openvino[-int8]`."""
+    """The `encode` of a system: `lsm[-float32|-bfloat16|-openvino]`, `st` (sentence-transformers as it comes), `st-processes`,
+    `st-bfloat16`, `st-onnx[-int8]`, `st-openvino[-int8]`."""
     if system.startswith("lsm"):
         return _lsm(model, system.removeprefix("lsm").lstrip("-") or "auto", threads)
     import torch
@@ -79,7 +79,8 @@ def _lsm(model: str, how: str, threads: int) -> Encode:
     from lsm.encode.worker import EncodingPool
 
     precision: Any = how if how in ("float32", "bfloat16") else "auto"
-    info = encoder_info(model, precision=precision, engine={"auto": "auto", "openvino": "openvino"}.get(how, "torch"))
+    engine: Any = how if how in ("auto", "openvino") else "torch"
+    info = encoder_info(model, precision=precision, engine=engine)
     pool = EncodingPool(threads, model, device=info.device, precision=precision, engine=info.engine).__enter__()
     wait([pool.encode(["warm"] * _WARM_TEXTS) for _ in range(4 * threads)])
 

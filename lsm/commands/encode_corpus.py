@@ -76,8 +76,8 @@ class Options(ExecutorOptions):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder; auto = bf16 where the hardware multiplies it natively."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
-    """Who computes the network: torch, or openvino (extra lsm[openvino], CPU, float32). auto = the one that an interrupted run began with,
-    else openvino where it is installed and the CPU has no bf16, else torch. Their vectors differ in the seventh digit; a corpus keeps to one."""
+    """Who computes the network: torch, or openvino (extra lsm[openvino], CPU, float32). auto = the one that the corpus was begun with, else
+    openvino where it is installed and the CPU has no bf16, else torch. Their vectors differ in the seventh digit; a corpus keeps to one."""
 
 
 def run(options: Options) -> dict[str, Any]:

@@ -35,8 +35,8 @@ class OpenVinoEncoder(TransformerEncoder):
         for batch in length_batches([len(row) for row in ids], BATCH_TOKENS["cpu"]):
             ids_BT, mask_BT = padded([ids[row] for row in batch], self.model.pad_id)
             pooled_BT = mask_BT.copy()
-            for row, number in enumerate(batch) if passed_over else ():
-                pooled_BT[row, passed_over[number]] = 0
+            for row, places in enumerate(passed_over[number] for number in batch) if passed_over else ():
+                pooled_BT[row, places] = 0
             inputs = (ids_BT, mask_BT, pooled_BT) if self.model.pooling == "mean" else (ids_BT, mask_BT)
             out_BD[batch] = infer(self._request, *inputs)
         return out_BD
