@@ -250,7 +250,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['kind']} | {row['rows']:,} | {row['n_real']:,} | {row['build_seconds']:,.0f} ({row['build_cpu_seconds']:,.0f}) | "
             f"{row['build_peak_mebibytes']:,.0f} | "
-            f"{disk:,.0f} | {row['open_mebibytes']:,.0f} | {breadth} | {reported} | {row['perturbed_recall_at_10']:.3f} | {row['unseen_recall_at_10']:.3f} | "
+            f"{disk:,.0f} | {row['open_mebibytes']:,.0f} | {breadth} | {reported} | "
+            f"{row['perturbed_recall_at_10']:.3f} | {row['unseen_recall_at_10']:.3f} | "
             f"{alone} | {together} |"
         )
     return "\n".join(lines)

@@ -59,8 +59,8 @@ class Measured:
             unseen = f", {self.recall_at_10_unseen:.3f} on {self.n_queries_unseen} like unseen ones (stored, but for all that is near them)"
         return (
             f"recall@{NEIGHBOURS} {self.recall_at_10:.3f} on {self.n_queries} queries (stored vectors and noise of length {self.noise})"
-            f"{unseen}; {self.milliseconds_one_by_one:.2f} ms a query alone, {self.milliseconds_in_batches_of_64:.2f} ms in batches of {_BATCH}, "
-            "one thread"
+            f"{unseen}; {self.milliseconds_one_by_one:.2f} ms a query alone, {self.milliseconds_in_batches_of_64:.2f} ms in batches of "
+            f"{_BATCH}, one thread"
         )
 
     def to_dict(self) -> dict[str, Any]:
