@@ -231,23 +231,27 @@ def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a kind."""
     head = (
-        "| kind | rows | real | build, s (CPU) | peak memory, MiB | index + vectors on disk, MiB | open, MiB | recall@10 perturbed | "
-        "unseen | ms a query, batch 1 (CPU) | batch 64 (CPU) |"
+        "| kind | rows | real | build, s (CPU) | peak memory, MiB | index + vectors on disk, MiB | open, MiB | cells or breadth | "
+        "reported recall@10, noise, like unseen | recall@10 perturbed | unseen | ms a query, batch 1 (CPU) | batch 64 (CPU) |"
     )
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for row in rows:
         if "skipped" in row:
-            lines.append(f"| {row['kind']} | {row['rows']:,} | skipped: {row['skipped']} |" + " |" * 8)
+            lines.append(f"| {row['kind']} | {row['rows']:,} | skipped: {row['skipped']} |" + " |" * 10)
             continue
         size = row["reported_at_build"]["bytes"]
         disk = (size["index"] + size.get(".vectors.npy", 0)) / 2**20
+        found, effort = row["reported_at_build"]["measured"], row["reported_at_build"]["effort"]
+        breadth = effort["breadth"] if effort else ""
+        reported = ", ".join(f"{found[key]:.3f}" for key in ("recall_at_10", "recall_at_10_unseen") if found[key] is not None)
         alone, together = (
             f"{row[f'unseen_milliseconds_batch_{n}']:.2f} ({row[f'unseen_cpu_milliseconds_batch_{n}']:.2f})" for n in (1, BATCH)
         )
         lines.append(
             f"| {row['kind']} | {row['rows']:,} | {row['n_real']:,} | {row['build_seconds']:,.0f} ({row['build_cpu_seconds']:,.0f}) | "
             f"{row['build_peak_mebibytes']:,.0f} | "
-            f"{disk:,.0f} | {row['open_mebibytes']:,.0f} | {row['perturbed_recall_at_10']:.3f} | {row['unseen_recall_at_10']:.3f} | "
+            f"{disk:,.0f} | {row['open_mebibytes']:,.0f} | {breadth} | {reported} | "
+            f"{row['perturbed_recall_at_10']:.3f} | {row['unseen_recall_at_10']:.3f} | "
             f"{alone} | {together} |"
         )
     return "\n".join(lines)

@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def load(system: str, model: str, threads: int, calibration: list[str]) -> Encode:
-    """The `encode` of a system: `lsm[-float32|-bfloat16]`, `st` (sentence-transformers as it comes), `st-processes`, `st-bfloat16`,
-    `st-onnx[-int8]`, `st-openvino[-int8]`."""
+    """The `encode` of a system: `lsm[-float32|-bfloat16|-openvino]`, `st` (sentence-transformers as it comes), `st-processes`,
+    `st-bfloat16`, `st-onnx[-int8]`, `st-openvino[-int8]`."""
     if system.startswith("lsm"):
         return _lsm(model, system.removeprefix("lsm").lstrip("-") or "auto", threads)
     import torch
@@ -70,15 +70,18 @@ def load(system: str, model: str, threads: int, calibration: list[str]) -> Encod
     return lambda texts: np.asarray(loaded.encode(texts, show_progress_bar=False), dtype=np.float32)
 
 
-def _lsm(model: str, precision: Any, threads: int) -> Encode:
+def _lsm(model: str, how: str, threads: int) -> Encode:
     """As encode-corpus runs it: one single-threaded process a core, windows of texts."""
     from concurrent.futures import wait
 
-    from lsm.encode.encoder import choose_precision
+    from lsm.encode.encoder import encoder_info
     from lsm.encode.plan import WINDOW_ROWS
     from lsm.encode.worker import EncodingPool
 
-    pool = EncodingPool(threads, model, device=str(choose_precision("auto", precision)[0]), precision=precision).__enter__()
+    precision: Any = how if how in ("float32", "bfloat16") else "auto"
+    engine: Any = how if how in ("auto", "openvino") else "torch"
+    info = encoder_info(model, precision=precision, engine=engine)
+    pool = EncodingPool(threads, model, device=info.device, precision=precision, engine=info.engine).__enter__()
     wait([pool.encode(["warm"] * _WARM_TEXTS) for _ in range(4 * threads)])
 
     def encode(texts: list[str]) -> np.ndarray:

@@ -19,11 +19,12 @@ SYSTEMS = {
     "st-openvino": "sentence-transformers OpenVINO float32",
     "st-openvino-int8": "sentence-transformers OpenVINO int8",
     "lsm": "lsm, as encode-corpus chooses",
-    "lsm-float32": "lsm float32",
-    "lsm-bfloat16": "lsm bfloat16",
+    "lsm-float32": "lsm, PyTorch float32",
+    "lsm-bfloat16": "lsm, PyTorch bfloat16",
+    "lsm-openvino": "lsm, OpenVINO float32",
 }
 """What is measured, and what tables call it."""
-BACKENDS = tuple(name for name in SYSTEMS if "onnx" in name or "openvino" in name)
+BACKENDS = tuple(name for name in SYSTEMS if name.startswith(("st-onnx", "st-openvino")))
 """Those that want packages which may force an older transformers, and so a Python of their own."""
 
 

@@ -59,8 +59,7 @@ def _build(options: Options, pieces: Any, path: Path, encode: Any = None) -> Bui
     built = build_store(
         pieces, path, wanted=options.index, encode=encode, stand_in=stand_in, seed=options.seed, quiet=options.quiet
     )  # fmt: skip
-    if built.measured.recall_at_10 < WANTED:
-        recall = built.measured.recall_at_10
+    if (recall := built.measured.least_recall) < WANTED:
         say(f"warning: {path} finds {recall:.3f} of the ten nearest, less than {WANTED}; for exact search: --index flat")
     return built
 

@@ -17,6 +17,7 @@ from typing import Any
 from lsm.config import CommonOptions
 
 EXTRAS = {
+    "openvino": ("openvino",),
     "sat": ("wtpsplit_lite",),
     "hub-datasets": ("datasets",),
     "trackers": ("trackio", "wandb"),

@@ -76,6 +76,9 @@ class Options(ExecutorOptions):
     """Sentences a shard holds."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder; auto = bf16 where the hardware multiplies it natively."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """Who computes the network: torch, or openvino (extra lsm[openvino], CPU, float32). auto = the one that the corpus was begun with, else
+    openvino where it is installed and the CPU has no bf16, else torch. Their vectors differ in the seventh digit; a corpus keeps to one."""
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -117,7 +120,9 @@ def prepared(options: Options) -> tuple[EncodeJob, Iterable[DocumentLike]]:
         language=options.language, segmenter=options.segmenter, cap_characters=options.cap_characters,
         context_sentences=options.context_sentences, shard_rows=options.shard_rows,
     )  # fmt: skip
-    info = encoder_info(options.encoder, device=options.device, precision=options.precision)
+    begun = RunPlan.load(options.out) if options.engine == "auto" else None
+    engine = options.engine if begun is None else begun.encoder.get("engine", "torch")
+    info = encoder_info(options.encoder, device=options.device, precision=options.precision, engine=engine)
     if settings.context_sentences:
         if options.residual == "learned":
             raise UserError("--context-sentences: learned codes are made for sentences read alone; leave out one of the two")

@@ -121,7 +121,10 @@ def _phrase_store(options: Options) -> dict[str, Any]:
     print(f"  encoder    {encoder_line(about['encoder'])}")
     print(f"  corpus     {about.get('corpus') or 'not recorded'}")
     if measured:
-        print(f"  measured   recall@10 {measured['recall_at_10']:.3f}, {measured['milliseconds_one_by_one']:.2f} ms a query on one thread")
+        unseen = measured.get("recall_at_10_unseen")
+        more = f" ({unseen:.3f} like unseen)" if unseen is not None else ""
+        line = f"recall@10 {measured['recall_at_10']:.3f}{more}, {measured['milliseconds_one_by_one']:.2f} ms a query on one thread"
+        print(f"  measured   {line}")
     print("  whole      " + ("yes: every hash and count agrees" if options.verify else "not checked; --verify reads everything"))
     keys = ("n_sentences", "encoder", "corpus", "kind", "effort", "measured", "bytes")
     return {"kind": "phrase store", "whole": options.verify or None, **{f"store_{k}" if k == "kind" else k: about.get(k) for k in keys}}

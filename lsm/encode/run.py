@@ -99,7 +99,8 @@ def encode_missing(job: EncodeJob, opened: Opened, cutter: Cutter, shards: Itera
         UserError: a worker died; finished shards are kept.
     """
     written = Written()
-    with EncodingPool(job.n_workers, job.info.name, device=job.info.device, precision=job.precision, load_coder=job.load_coder) as pool:
+    how = {"device": job.info.device, "precision": job.precision, "engine": job.info.engine, "load_coder": job.load_coder}
+    with EncodingPool(job.n_workers, job.info.name, **how) as pool:
         try:
             return _encode_shards(job, opened, cutter, pool, shards, written), written
         except WorkerDied as error:

@@ -6,6 +6,7 @@ Shape letters: B texts of a batch, T tokens, H hidden width = D vector width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 WINDOW_TEXTS = 4096
 """Texts tokenised and sorted together; vectors of a longer list are those of its windows."""
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 131072, "mps": 16384}
+BATCH_TOKENS = {"cpu": 2048, "cuda": 131072, "mps": 16384}
 """Padded tokens a batch. On CPU a batch should stay within the cache of one core (measured: 2048 best of 1024 … 8192)."""
 
 
@@ -29,20 +30,30 @@ class TransformerEncoder:
     """Transformer + mean or CLS pooling (+ normalisation), the same vectors as sentence-transformers up to rounding."""
 
     def __init__(self, model: ModelFolder, *, device: str = "auto", precision: Precision = "auto") -> None:
-        import torch
-        import transformers
         from tokenizers import Tokenizer
-        from transformers.utils import logging
 
         self.model, self.name, self.dim, self.max_tokens = model, model.name, model.dim, model.max_tokens
         self.device, self.dtype, self.why = choose_precision(device, precision)
         self._tokenizer = Tokenizer.from_file(str(model.root / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_tokens)
+        self._open()
+
+    def _open(self) -> None:
+        """Load what `_vectors` computes with."""
+        assert self.network is not None
+
+    @cached_property
+    def network(self) -> torch.nn.Module:
+        """The frozen network, loaded when it is first asked for."""
+        import torch
+        import transformers
+        from transformers.utils import logging
+
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         how = {"dtype": getattr(torch, self.dtype), "attn_implementation": "sdpa", "local_files_only": True}
-        self._network = transformers.AutoModel.from_pretrained(model.root, **how).to(self.device).eval()
+        return transformers.AutoModel.from_pretrained(self.model.root, **how).to(self.device).eval()
 
     def fingerprint(self) -> dict[str, Any]:
         """The encoder's fingerprint."""
@@ -139,7 +150,7 @@ class TransformerEncoder:
         order: list[int] = []
         pieces: list[torch.Tensor] = []
         with torch.inference_mode():
-            for batch in length_batches([len(row) for row in ids], _BATCH_TOKENS[self.device.type]):
+            for batch in length_batches([len(row) for row in ids], BATCH_TOKENS[self.device.type]):
                 pieces.append(self._forward([ids[row] for row in batch], passed_over and [passed_over[row] for row in batch]))
                 order += batch
         out = np.empty((len(ids), self.dim), np.float32)
@@ -166,14 +177,20 @@ class TransformerEncoder:
         """Last hidden states [B, T, H] and the mask [B, T], None where all rows are of one length."""
         import torch
 
-        longest = max(len(row) for row in ids)
-        uniform = all(len(row) == longest for row in ids)
-        ids_BT = np.array([row if len(row) == longest else row + [self.model.pad_id] * (longest - len(row)) for row in ids], dtype=np.int64)
-        mask_BT = None
-        if not uniform:
-            mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self.device)
-        output = self._network(input_ids=torch.from_numpy(ids_BT).to(self.device), attention_mask=mask_BT)
+        ids_BT, mask = padded(ids, self.model.pad_id)
+        mask_BT = None if mask.all() else torch.from_numpy(mask).to(self.device)
+        output = self.network(input_ids=torch.from_numpy(ids_BT).to(self.device), attention_mask=mask_BT)
         return output.last_hidden_state, mask_BT
+
+
+def padded(ids: list[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids as int64 [B, T] with padding behind them, and the mask [B, T], 1 = a token."""
+    lengths_B = np.array([len(row) for row in ids])
+    mask_BT = (np.arange(lengths_B.max()) < lengths_B[:, None]).astype(np.int64)
+    ids_BT = np.full(mask_BT.shape, pad_id, np.int64)
+    for row, some in enumerate(ids):
+        ids_BT[row, : len(some)] = some
+    return ids_BT, mask_BT
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsm.encode.contextual import encode_in_context
-from lsm.encode.encoder import CodeArrays, EncodedBatch, Precision, SentenceEncoder, load_encoder
+from lsm.encode.encoder import CodeArrays, EncodedBatch, Engine, Precision, SentenceEncoder, load_encoder
 from lsm.errors import UserError
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -61,9 +61,11 @@ class WorkerDied(Exception):
 class EncodingPool:
     """`n` processes that each hold the encoder, started by the first task. A context manager: leaving it on an error kills them at once."""
 
-    def __init__(self, n: int, name: str, *, device: str, precision: Precision, load_coder: LoadCoder | None = None) -> None:
+    def __init__(
+        self, n: int, name: str, *, device: str, precision: Precision, engine: Engine = "torch", load_coder: LoadCoder | None = None
+    ) -> None:
         """`load_coder` is pickled and called in each worker: what it returns makes the residual codes of texts."""
-        self._n, self._arguments, self._load_coder = n, (name, device, precision), load_coder
+        self._n, self._arguments, self._load_coder = n, (name, device, precision, engine), load_coder
         self._threads = ThreadPoolExecutor(n)
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
@@ -137,7 +139,7 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Precision], load_coder: LoadCoder | None) -> None:
+def _serve(connection: Connection, parent: int, arguments: tuple[str, str, Precision, Engine], load_coder: LoadCoder | None) -> None:
     """Life of a worker: load the encoder with the first task, answer until the pipe ends."""
     die_with(parent)
     encoder: _Loaded | None = None
@@ -174,8 +176,8 @@ def die_with(parent: int) -> None:
             os._exit(1)
 
 
-def _loaded(name: str, device: str, precision: Precision, load_coder: LoadCoder | None) -> _Loaded:
-    encoder = load_encoder(name, device=device, precision=precision)
+def _loaded(name: str, device: str, precision: Precision, engine: Engine, load_coder: LoadCoder | None) -> _Loaded:
+    encoder = load_encoder(name, device=device, precision=precision, engine=engine)
     coder = load_coder(encoder) if load_coder is not None else None
     if "torch" in sys.modules:
         import torch

@@ -185,10 +185,33 @@ def test_the_recall_reported_is_what_counting_gives(
     assert near.max() < 0.999, "no query is stored"
 
 
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_recall_of_unseen_queries_is_what_counting_without_their_copies_gives(
+    kind: Any, built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PhraseStore.open(built(kind))
+    z_ND = store.vectors(np.arange(N))
+    monkeypatch.setattr(recall, "efforts", lambda kind: [Effort(2, 4)])
+    measured = recall.tune_and_measure(store.nearest, kind, N, DIM, lambda rows: z_ND[rows], seed=3)
+    rows_Q = np.sort(np.random.default_rng([3, 1]).choice(N, 2 * recall.QUERIES, replace=False))
+    cosine_QN = z_ND[rows_Q] @ z_ND.T
+    rows_Q = rows_Q[(cosine_QN >= recall.SAME_SENTENCE).sum(1) <= recall.COPIES][1::2]
+    shares = []
+    for row in rows_Q:
+        cosine_N = z_ND @ z_ND[row]
+        true = set(np.argsort(np.where(cosine_N < recall.SAME_SENTENCE, -cosine_N, 2))[:10])
+        found = store.nearest.index.search(z_ND[row : row + 1], store.nearest.effort.candidates(10))[1][0]
+        shares.append(len(true & set(found)) / 10)
+    assert measured.n_queries_unseen == len(rows_Q) > 50
+    assert measured.recall_at_10_unseen == pytest.approx(np.mean(shares), abs=2e-3)
+    assert 0.1 < np.mean(shares) < 0.999 and measured.least_recall == min(measured.recall_at_10, measured.recall_at_10_unseen)
+
+
 def test_the_effort_is_the_least_that_suffices(built: Callable[[str], Path]) -> None:
     for kind in APPROXIMATE:
         about = json.loads(part_path(built(kind), ".json").read_text())
         assert about["measured"]["recall_at_10"] >= recall.WANTED and about["kind"] == kind
+        assert about["measured"]["recall_at_10_unseen"] >= 0.9
         assert about["measured"]["milliseconds_one_by_one"] > 0
     store = PhraseStore.open(built("ivf-pq"))
     assert store.nearest.index.nprobe == min(store.nearest.index.nlist, store.nearest.effort.breadth)
