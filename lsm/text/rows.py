@@ -46,7 +46,7 @@ def jsonl_documents(file: InputFile, fields: RowFields) -> Iterator[Document | N
         yield row_document(row, fields, where=where, fallback_id=f"{file.name}#{number}", source=file.name)
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def json_rows(path: Path | RemoteFile) -> Iterator[tuple[str, Any]]:
     """Place (`FILE:LINE`) and value of each line of a JSONL file, blank ones left out; errors as of `jsonl_documents`."""
     for line_number, line in _lines(path):
         where = f"{path}:{line_number}"
