@@ -101,7 +101,7 @@ def quantised_rows(held: Held, ways: dict[int, tuple[Tensor, int]]) -> list[dict
     found = []
     for bits, (vectors_PH, n_bytes) in ways.items():
         tokens = held.greedy_tokens(vectors_PH)
-        found.append({"bits": bits, "tokens_exact": tokens, "exact": tokens == held.n_tokens, "bytes": n_bytes})
+        found.append({"bits": bits, "tokens_exact": tokens, "exact": tokens == held.n_tokens if held.n_tokens else None, "bytes": n_bytes})
     return found
 
 
