@@ -78,7 +78,7 @@ def test_ridge_regression_brings_codes_near_the_words(lm: FrozenLM, questions: l
 
     def error() -> float:
         soft = compressor(texts, lm, 2)
-        return float(torch.cat([(a - b).pow(2).mean(1) for a, b in zip(soft.tokens, soft.words, strict=True)]).mean())
+        return float(torch.cat([(a - b).pow(2).mean(1) for a, b in zip(soft.tokens, soft.words, strict=True)]).mean().detach())
 
     before = error()
     compressor.fit_words(texts, lm, 2)
