@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lsm.codes.groups import from_levels, level_bytes, to_levels
 from lsm.errors import UserError
 
 _HEADER = struct.Struct("<4sBBHIII32s32s")
@@ -45,9 +46,9 @@ def pack(wire: Wire) -> bytes:
     hashes = [bytes.fromhex(sha.ljust(64, "0")[:64]) for sha in (wire.lm_sha256, wire.adapter_sha256)]
     parts = [_HEADER.pack(_MAGIC, VERSION, wire.bits, wire.group, wire.ratio, width, len(wire.codes), *hashes)]
     for code_PD, head in zip(wire.codes, wire.heads, strict=True):
-        scales, integers = _quantised(code_PD.astype(np.float32).ravel(), wire.bits, wire.group)
+        scales, levels = to_levels(code_PD.astype(np.float32).ravel(), wire.bits, wire.group)
         written = head.encode()
-        parts += [_TEXT.pack(len(written), len(code_PD)), written, scales.tobytes(), _packed(integers, wire.bits)]
+        parts += [_TEXT.pack(len(written), len(code_PD)), written, scales.tobytes(), _packed(levels, wire.bits)]
     body = b"".join(parts)
     return body + struct.pack("<I", zlib.crc32(body))
 
@@ -75,32 +76,23 @@ def unpack(data: bytes, *, origin: str) -> Wire:
         place += n_head
         n = n_codes * width
         n_scales, n_bytes = -(-n // group), -(-n * bits // 8)
-        scales = np.frombuffer(data, "<f2", n_scales, place).astype(np.float32)
-        integers = _unpacked(data[place + 2 * n_scales : place + 2 * n_scales + n_bytes], n, bits)
-        codes.append((integers * np.repeat(scales, group)[:n]).reshape(n_codes, width))
+        scales = np.frombuffer(data, "<f2", n_scales, place)
+        levels = _unpacked(data[place + 2 * n_scales : place + 2 * n_scales + n_bytes], n, bits)
+        codes.append(from_levels(scales, levels, group).reshape(n_codes, width))
         place += 2 * n_scales + n_bytes
     return Wire(bits, group, ratio, *(sha.hex() for sha in hashes), codes, heads)
 
 
 def payload_bytes(n_codes: int, width: int, bits: int, group: int, head: str = "") -> int:
     """Bytes of one text in the file, without the header that all share."""
-    n = n_codes * width
-    return _TEXT.size + len(head.encode()) + 2 * -(-n // group) + -(-n * bits // 8)
+    return _TEXT.size + len(head.encode()) + level_bytes(n_codes * width, bits, group)
 
 
 HEADER_BYTES = _HEADER.size + 4
 
 
-def _quantised(entries: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray]:
-    most = 2 ** (bits - 1) - 1
-    padded = np.pad(entries, (0, -len(entries) % group)).reshape(-1, group)
-    scales = np.minimum(np.abs(padded).max(axis=1, initial=0) / most, np.finfo(np.float16).max).astype("<f2")
-    step = np.where(scales > 0, scales.astype(np.float32), 1)[:, None]
-    return scales, np.clip(np.rint(padded / step), -most, most).astype(np.int8).ravel()[: len(entries)]
-
-
-def _packed(integers: np.ndarray, bits: int) -> bytes:
-    unsigned = integers.astype(np.uint8)[:, None]
+def _packed(levels: np.ndarray, bits: int) -> bytes:
+    unsigned = levels.astype(np.uint8)[:, None]
     return np.packbits(np.unpackbits(unsigned, axis=1, count=bits, bitorder="little"), bitorder="little").tobytes()
 
 
