@@ -21,6 +21,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from lsm.cli import main
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The README's tour first: it is the longest test, and begun last it would leave the other workers without work."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 class Outcome(NamedTuple):
     """What a call of the command line left: exit code and both streams."""
 
