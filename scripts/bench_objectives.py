@@ -72,6 +72,7 @@ VARIANTS = {
     "infonce + energy": Variant(_MIXTURE | {"sampler": 1.0}, sampler="energy"),
     "infonce + flow": Variant(_MIXTURE | {"sampler": 1.0}, sampler="flow"),
     "infonce + lexical": Variant(_MIXTURE | {"lexical": 0.3}),
+    "infonce + ahead": Variant(_MIXTURE | {"ahead": 0.3}),
     "everything": Variant(_MIXTURE | {"mse": 0.1, "denoise": 0.1, "sampler": 1.0, "lexical": 0.3}, sampler="energy"),
     "mse without anchor": Variant({"mse": 1.0}, anchor="none"),
     "infonce without anchor": Variant({"infonce": 1.0}, anchor="none"),
