@@ -97,11 +97,19 @@ class FrozenLM:
 
     def drop_layers(self) -> None:
         """Free the layers where only tokenizer and embeddings are wanted; nothing can be read after that."""
-        setattr(self._body, self._layers_name, nn.ModuleList())
+        self._layers = nn.ModuleList()
 
     @property
     def n_layers(self) -> int:
-        return len(getattr(self._body, self._layers_name))
+        return len(self._layers)
+
+    @property
+    def _layers(self) -> nn.ModuleList:
+        return getattr(self._body, self._layers_name)
+
+    @_layers.setter
+    def _layers(self, layers: nn.ModuleList) -> None:
+        setattr(self._body, self._layers_name, layers)
 
     def tokenize(self, texts: Sequence[str], *, max_tokens: int | None = None, add_end: bool = False) -> tuple[Tensor, Tensor]:
         """ids_BT int64 and mask_BT bool on the LM's device, padded on the right.
@@ -237,13 +245,13 @@ class FrozenLM:
         if layer == 0:
             return inputs_BTH.to(self.dtype)
         caught: list[Tensor] = []
-        layers = self._body.layers
+        layers = self._layers
         with self._hooked(layer - 1, lambda states: caught.append(states) or states):
-            self._body.layers = layers[:layer]  # what lies above is not asked
+            self._layers = layers[:layer]  # what lies above is not asked
             try:
                 self.final_hidden(inputs_BTH)
             finally:
-                self._body.layers = layers
+                self._layers = layers
         return caught[0]
 
     @contextmanager
@@ -258,7 +266,7 @@ class FrozenLM:
             return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
         assert 0 <= index < self.n_layers, f"layer {index + 1} of {self.n_layers}"
-        handle = getattr(self._body, self._layers_name)[index].register_forward_hook(hook)
+        handle = self._layers[index].register_forward_hook(hook)
         try:
             yield
         finally:

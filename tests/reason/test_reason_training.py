@@ -148,3 +148,12 @@ def test_the_lm_reads_a_text_itself(pairs: list[Pair], tmp_path: Path) -> None:
     assert count == len(after) and nats == pytest.approx(
         float(torch.nn.functional.cross_entropy(logits_TV, torch.tensor(after))) * count, rel=1e-4
     )
+
+
+def test_the_residual_stream_of_gpt2_is_that_of_transformers(gpt2: Path) -> None:
+    lm = FrozenLM.load(str(gpt2))
+    inputs = torch.randn(2, 5, lm.width, generator=torch.Generator().manual_seed(0))
+    reference = lm.model(inputs_embeds=inputs, output_hidden_states=True).hidden_states
+    for layer in range(1, lm.n_layers):  # behind the last one transformers gives the normed states
+        torch.testing.assert_close(lm.hidden(inputs, layer), reference[layer])
+    assert lm.n_layers == 2
