@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lsm.bench.cram import RESAMPLES
+from lsm.bench.intervals import as_row, draw, mean
 from lsm.bench.text_metrics import token_f1
 from lsm.lm.generation import Sampling
 from lsm.lm.loss import frozen_divergence
@@ -65,9 +68,16 @@ class Usefulness:
         """No context but what the LM expects before every text, or one end token."""
         return self._start_PH
 
+    def row(self, contexts: Sequence[Tensor], asked: Sequence[Asked], *, seed: int) -> dict[str, Any]:
+        """A row of the table, of one kind of context: means with intervals from resampling texts, and the answers."""
+        answers, measured = self.answers(contexts, asked)
+        drawn_RG, which_N = draw(len(asked), RESAMPLES, seed), np.arange(len(asked))
+        estimates = {name: mean(np.array(values), which_N, drawn_RG) for name, values in (measured | self.harm(contexts)).items()}
+        return {"n": len(asked), "answers": answers} | as_row(estimates)
+
     @torch.no_grad()
-    def answers(self, contexts: Sequence[Tensor], asked: Sequence[Asked]) -> dict[str, Any]:
-        """Token F1 of free-running answers, nats a token of the true ones, and the answers."""
+    def answers(self, contexts: Sequence[Tensor], asked: Sequence[Asked]) -> tuple[list[str], dict[str, list[float]]]:
+        """Free-running answers, their token F1, and nats a token of the true ones."""
         texts, nats, f1 = [], [], []
         for context_PH, each in zip(contexts, asked, strict=True):
             prompt_PH = torch.cat([context_PH, self._embedded(self.lm.tokens.encode([_ASK.format(question=each.question)])[0])])[None]
@@ -76,22 +86,22 @@ class Usefulness:
             given = self.lm.generate(prompt_PH, Sampling(max_new_tokens=_ANSWER_TOKENS, no_repeat_tokens=0))[0]
             texts.append(given.split("\n")[0].strip())
             f1.append(token_f1(texts[-1], each.answer))
-        return {"answer_f1": sum(f1) / len(f1), "answer_nats": sum(nats) / len(nats), "answers": texts}
+        return texts, {"answer_f1": f1, "answer_nats": nats}
 
     @torch.no_grad()
-    def harm(self, contexts: Sequence[Tensor]) -> dict[str, float]:
-        """Over unrelated sentences behind each context: KL in nats a token from the LM without it, and how often the most probable
+    def harm(self, contexts: Sequence[Tensor]) -> dict[str, list[float]]:
+        """Of each context, over unrelated sentences behind it: KL in nats a token from the LM without it, and how often the most probable
         next token stays the same."""
-        kl, same = [], []
+        kl, same = [[0.0] * len(contexts) for _ in range(2)]
         for sentence in UNRELATED:
             row = self._embedded(self.lm.tokens.encode_exact([sentence])[0])
             alone_TH = self._told(self._start_PH, row)
             best_T = self.lm.logits(alone_TH).argmax(-1)
-            for context_PH in contexts:
+            for n, context_PH in enumerate(contexts):
                 behind_TH = self._told(context_PH, row)
-                kl.append(float(frozen_divergence(alone_TH, behind_TH, self.lm.head_VH).mean()))
-                same.append(float((self.lm.logits(behind_TH).argmax(-1) == best_T).float().mean()))
-        return {"unrelated_kl": sum(kl) / len(kl), "unrelated_same": sum(same) / len(same)}
+                kl[n] += float(frozen_divergence(alone_TH, behind_TH, self.lm.head_VH).mean()) / len(UNRELATED)
+                same[n] += float((self.lm.logits(behind_TH).argmax(-1) == best_T).float().mean()) / len(UNRELATED)
+        return {"unrelated_kl": kl, "unrelated_same": same}
 
     def _told(self, context_PH: Tensor, row_TH: Tensor) -> Tensor:
         inputs = torch.cat([context_PH.to(row_TH.dtype), row_TH])[None]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +63,8 @@ def run(options: Options) -> dict[str, Any]:
     lm = FrozenLM.load(settings.lm, device=device, dtype=torch.float32 if settings.precision == "float32" else None)
     targets, code_ids = _targets(options, lm)
     units = _units(settings, targets, _questions(lm, settings), n_vectors, kl_weights)
+    if not units:
+        raise UserError("nothing to cram: --texts, --random-texts and --questions are 0")
     with only_writer(options.out):
         _same_run(options, lm, targets)
         total = _say_plan(options, lm, units, f"{device}: {why}, {lm.dtype}")
@@ -74,7 +76,7 @@ def run(options: Options) -> dict[str, Any]:
                 used = sum(each.numbers["steps"] for each in crammed[-1][1])
                 progress.advance(max(0, _most_steps(unit, settings) - used))
         rows = _capacity(options, lm, [pair for pair in crammed if not pair[0].name.startswith("use")], bits, code_ids)
-        use = _usefulness(lm, [pair for pair in crammed if pair[0].name.startswith("use")], start_token=settings.start_token)
+        use = _usefulness(options, lm, [pair for pair in crammed if pair[0].name.startswith("use")])
         results = {"lm": lm.fingerprint(), "dtype": str(lm.dtype), "settings": to_dict(settings), "rows": summary(rows, seed=options.seed)}
         results |= {"texts": rows, "usefulness": use}
         show_cram(results)
@@ -94,8 +96,10 @@ def _numbers(settings: CramSettings) -> tuple[list[int], list[int], list[float]]
         kl_weights = [float(part) for part in comma_separated(settings.kl_weights)]
     except ValueError as error:
         raise UserError(f"--kl-weights {settings.kl_weights}: give numbers separated by commas") from error
-    if min(kl_weights, default=0.0) < 0:
-        raise UserError(f"--kl-weights {settings.kl_weights}: must not be below 0")
+    if not all(0 <= weight < math.inf for weight in kl_weights):
+        raise UserError(f"--kl-weights {settings.kl_weights}: each must be a number, not below 0")
+    if settings.questions and not kl_weights:
+        raise UserError("--kl-weights names none; give at least one, such as 0, or --questions 0")
     from lsm.bench.cram_use import QUESTIONS
 
     if settings.questions > len(QUESTIONS):
@@ -234,7 +238,7 @@ def _capacity(
     return rows
 
 
-def _usefulness(lm: FrozenLM, crammed: Sequence[tuple[Unit, list[Crammed]]], *, start_token: bool) -> list[dict[str, Any]]:
+def _usefulness(options: Options, lm: FrozenLM, crammed: Sequence[tuple[Unit, list[Crammed]]]) -> list[dict[str, Any]]:
     """A row for each context before a question: nothing, the text, another text's vector, the text's own, without and with the KL term."""
     from lsm.bench.cram_use import QUESTIONS, Usefulness
     from lsm.cram.reading import Reading
@@ -244,7 +248,7 @@ def _usefulness(lm: FrozenLM, crammed: Sequence[tuple[Unit, list[Crammed]]], *, 
         by_weight.setdefault(unit.kl_weight, []).extend(texts)
     if not by_weight:
         return []
-    use, reading = Usefulness(lm), Reading(lm, start=start_token)
+    use, reading = Usefulness(lm), Reading(lm, start=options.settings.start_token)
     asked = QUESTIONS[: len(next(iter(by_weight.values())))]
     contexts: dict[str, tuple[list[Tensor], list[int] | None]] = {
         "no context": ([use.nothing()] * len(asked), None),
@@ -253,11 +257,11 @@ def _usefulness(lm: FrozenLM, crammed: Sequence[tuple[Unit, list[Crammed]]], *, 
     for weight, texts in by_weight.items():
         own = [reading.prefix(each.vectors_PH[None].to(lm.device))[0] for each in texts]
         contexts[f"its vector, KL weight {weight:g}"] = (own, [each.n_tokens for each in texts])
-        contexts[f"another's vector, KL weight {weight:g}"] = (own[1:] + own[:1], None)
-    answer, harm = partial(use.answers, asked=asked), use.harm
+        if len(own) > 1:
+            contexts[f"another's vector, KL weight {weight:g}"] = (own[1:] + own[:1], None)
     rows = []
     for name, (prefixes, n_tokens) in contexts.items():
-        row: dict[str, Any] = {"context": name, "n": len(asked)} | answer(prefixes) | harm(prefixes)
+        row: dict[str, Any] = {"context": name} | use.row(prefixes, asked, seed=options.seed)
         whole = None if n_tokens is None else sum(n == len(each.target.ids) for n, each in zip(n_tokens, texts, strict=True))
         rows.append(row | {"crammed_whole": whole})
     return rows

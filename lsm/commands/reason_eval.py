@@ -55,15 +55,17 @@ def evaluate(options: Options) -> dict[str, Any]:
         _check_beside(ReasonModel.from_pretrained(folder), ReasonModel.from_pretrained(options.beside), options.beside)
     stack = load_stack(options, folder)
     pairs = read_pairs(options.arguments[1:], pair_fields(stack))
-    pairs, n_seen = _unseen(pairs, folder)
+    pairs, n_seen, trained = _unseen(pairs, folder)
     pairs = pairs[: options.limit]
-    if not pairs:
-        raise UserError(f"all {n_seen:,} inputs were read in training; give others")
+    if len(pairs) < 2:
+        raise UserError(f"{len(pairs)} inputs, and {n_seen:,} more that training has read; give at least two others")
+    n_trained = sum(fingerprint(pair.document) in trained for pair in pairs)
     texts = [pair.text for pair in pairs]
     n_cut = int((stack.encoder.count_tokens(texts) > stack.model.max_input_tokens).sum())
     say(
         f"{len(pairs):,} inputs; {n_seen:,} more were left out because training has read them; {n_cut:,} are cut at "
-        f"{stack.model.max_input_tokens} tokens of the encoder",
+        f"{stack.model.max_input_tokens} tokens of the encoder"
+        + (f"; {n_trained:,} are of documents with a name that training knows: leave them out if these are the same" * (n_trained > 0)),
         quiet=options.quiet,
     )
     with Progress("evaluation", 5 + (options.beside is not None) + (options.full_text > 0), "lines", quiet=options.quiet) as progress:
@@ -81,6 +83,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     collapsed = collapse(cosine, rows[0]["unique"], len(pairs))
     results = {
         "rows": rows, "differences": differences, "n": len(pairs), "n_seen_left_out": n_seen, "n_inputs_cut": n_cut,
+        "n_of_trained_documents": n_trained,
         "pairwise_cosine_ideas": cosine, "pairwise_cosine_thoughts": mean_pairwise_cosine(thoughts_ND),
         "cosine_idea_thought": float((ideas_ND * thoughts_ND).sum(1).mean()), "collapsed": collapsed,
         "input_bytes": mean_bytes(texts), "metrics": summaries.signatures(), "middle": stack.model.settings.middle.kind,
@@ -174,12 +177,12 @@ def _joined(nats: Sequence[tuple[float, int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([value for value, _ in nats]), np.array([count for _, count in nats])
 
 
-def _unseen(pairs: list[Pair], folder: Path) -> tuple[list[Pair], int]:
-    """The pairs whose inputs the training has not read, and how many it has."""
-    file = folder / SEEN if (folder / SEEN).exists() else folder / "final" / SEEN
-    seen = frozenset(read_json(file))
-    kept = [pair for pair in pairs if fingerprint(pair.text) not in seen]
-    return kept, len(pairs) - len(kept)
+def _unseen(pairs: list[Pair], folder: Path) -> tuple[list[Pair], int, frozenset[str]]:
+    """The pairs whose inputs the training has not read, how many it has, and the fingerprints of its documents' names."""
+    seen = read_json(folder / SEEN if (folder / SEEN).exists() else folder / "final" / SEEN)
+    inputs = frozenset(seen["inputs"])
+    kept = [pair for pair in pairs if fingerprint(pair.text) not in inputs]
+    return kept, len(pairs) - len(kept), frozenset(seen["documents"])
 
 
 def _write_out(out: Path, results: dict[str, Any], lines: Sequence[_Written], pairs: Sequence[Pair]) -> None:

@@ -20,8 +20,8 @@ class OpenVinoEncoder(TransformerEncoder):
     For encoding only: what trains on top of word pieces (`token_states`) loads the PyTorch network.
     """
 
-    def __init__(self, model: ModelFolder, *, device: str = "cpu") -> None:
-        super().__init__(model, device=device, precision="float32")
+    def __init__(self, model: ModelFolder) -> None:
+        super().__init__(model, device="cpu", precision="float32")
 
     def _open(self) -> None:
         self._request = compiled(graph_of(self.model))

@@ -38,6 +38,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         least = {"max_input_tokens": 2, "max_target_tokens": 2, "batch_positions": 2, "evaluation_rows": 2}
         problems = [f"data.{name} {value} must be at least {n}" for name, n in least.items() if (value := getattr(self, name)) < n]
+        if self.max_rows is not None and self.max_rows < 1:
+            problems.append(f"data.max_rows {self.max_rows} must be at least 1 (or None for all)")
         if not self.inputs:
             problems.append("data.inputs names no field")
         if not 0 < self.held_out_fraction < 1:

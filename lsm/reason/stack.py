@@ -20,6 +20,7 @@ from lsm.encode.encoder import load_encoder
 from lsm.errors import UserError
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.generation import Sampling
+from lsm.lm.lora import lora_off
 from lsm.reason.model import ReasonModel
 
 _TEXTS_AT_ONCE = 4
@@ -89,16 +90,17 @@ class Stack:
 
     @torch.inference_mode()
     def read(self, text: str, target: str | None, *, write: bool = True) -> tuple[str, tuple[float, int]]:
-        """What the LM writes when it reads text and prompt itself, without any idea, and the nats and tokens of a target after them."""
+        """What the LM, without the stack's LoRA layers, writes when it reads text and prompt itself; nats and tokens of a target."""
         prompt = self.model.settings.prompt
         before = f"{text}\n\n{prompt}" if text else prompt
         ids = [*self.lm.tokens.start_ids, *self.lm.tokens.encode([before])[0]] or [self.lm.tokens.end_id]
         read_1QH = self.lm.embed(torch.tensor([ids], dtype=torch.int64, device=self.lm.device))
-        written = self.lm.generate(read_1QH, self.sampling)[0] if write else ""
-        if target is None:
-            return written, (0.0, 0)
-        ids_1T, mask_1T = target_ids(self.lm, [target], prompt)
-        return written, (float(self.lm.prefix_loss(read_1QH, ids_1T, mask_1T)[0]) * ids_1T.shape[1], ids_1T.shape[1])
+        with lora_off(self.lm):
+            written = self.lm.generate(read_1QH, self.sampling)[0] if write else ""
+            if target is None:
+                return written, (0.0, 0)
+            ids_1T, mask_1T = target_ids(self.lm, [target], prompt)
+            return written, (float(self.lm.prefix_loss(read_1QH, ids_1T, mask_1T)[0]) * ids_1T.shape[1], ids_1T.shape[1])
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ from lsm.text.pairs import Pair
 from lsm.training.task import Task
 
 SEEN = "seen.json"
-"""Fingerprints of all inputs that were read, so that evaluation can leave them out."""
+"""Fingerprints of all inputs that were read, so that evaluation can leave them out, and of their documents' names."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class ReasonTask(Task):
                 self.model.expansion.lora = attach_lora(lm, stack.expansion.lora_rank)
         self._prompt = prompt_embeddings(lm, stack.prompt)
         self._read(limit)
+        self._started_from = None if start_from is None else start_from.sha256()
         if start_from is not None:
             self._start_from(start_from)
         self._scores: dict[str, float] = {}
@@ -135,12 +136,14 @@ class ReasonTask(Task):
             "target": self.settings.data.target, "document": self.settings.data.document, "aim_weight": self.settings.aim_weight,
             "max_target_tokens": self.settings.data.max_target_tokens,
         }  # fmt: skip
-        write_json(folder / SEEN, sorted({fingerprint(pair.text) for pair in (*self.pairs, *self.held_out)}))
+        every = (*self.pairs, *self.held_out)
+        names = {"inputs": {fingerprint(pair.text) for pair in every}, "documents": {fingerprint(pair.document) for pair in every}}
+        write_json(folder / SEEN, {name: sorted(found) for name, found in names.items()})
         self.model.save_pretrained(folder, card=reason_card(self.model, self._scores))
 
     def fingerprint(self) -> dict[str, Any]:
         content = fingerprint([[pair.document, pair.text, pair.targets[0]] for pair in (*self.pairs, *self.held_out)])
-        return {"data": content, "encoder": self.encoder.fingerprint(), "lm": self.lm.fingerprint()}
+        return {"data": content, "encoder": self.encoder.fingerprint(), "lm": self.lm.fingerprint(), "start_from": self._started_from}
 
     def plan(self) -> list[str]:
         settings, n_rows = self.settings, len(self.pairs)

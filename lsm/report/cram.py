@@ -37,9 +37,9 @@ USE = (
     Column("context", "before the prompt", "text"),
     Column("n", "n", "count"),
     Column("crammed_whole", "crammed\nwhole", "count"),
-    Column("answer_f1", "answer\ntoken F1", "share"),
-    Column("answer_nats", "answer, nats\na token", "number"),
-    Column("unrelated_kl", "unrelated:\nKL, nats a token", "number"),
+    Column("answer_f1", "answer\ntoken F1", "share", interval=True),
+    Column("answer_nats", "answer, nats\na token", "number", interval=True),
+    Column("unrelated_kl", "unrelated:\nKL, nats a token", "number", interval=True),
     Column("unrelated_same", "same best\ntoken", "share"),
 )
 TEXTS = (

@@ -78,7 +78,8 @@ def expand_input(value: str, recipe_names: list[str]) -> list[InputFile] | HubIn
     near = get_close_matches(value, recipe_names, 1)
     if near:
         raise UserError(f"input {value} does not exist; did you mean the recipe {near[0]}?")
-    raise UserError(f"input {value} does not exist; give a file, folder, glob, URL, hf:DATASET or a recipe ({', '.join(recipe_names)})")
+    recipes = f", hf:DATASET or a recipe ({', '.join(recipe_names)})" if recipe_names else " or hf:DATASET"
+    raise UserError(f"input {value} does not exist; give a file, folder, glob, URL{recipes}")
 
 
 def suffix_of(path: Path | RemoteFile) -> str | None:

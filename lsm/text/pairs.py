@@ -66,10 +66,7 @@ def _rows(inputs: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _expanded(value: str) -> list[InputFile] | HubInput:
-    try:
-        found = expand_input(value, [])
-    except UserError as error:
-        raise UserError(str(error).replace("hf:DATASET or a recipe ()", "or hf:DATASET")) from error
+    found = expand_input(value, [])
     assert not isinstance(found, RecipeInput), "no recipe names were given"
     return found
 

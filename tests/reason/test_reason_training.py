@@ -135,6 +135,12 @@ def test_modernbert_and_gpt2_train_and_speak(pairs: list[Pair], modernbert: Path
     assert stack.write(ideas_ND[:2]) == stack.write(ideas_ND[:2]) and ideas_ND.shape[1] == 16
     with pytest.raises(UserError, match="not stub"):
         Stack.load(tmp_path / "run", device="cpu", encoder=str(modernbert), lm="stub")
+    with torch.no_grad():  # the control is the LM itself, whatever its LoRA layers have become
+        control = stack.read("Some text.", "A target.", write=False)
+        for name, value in stack.lm.model.named_parameters():
+            if "lora" in name:
+                value.add_(1.0)
+    assert stack.read("Some text.", "A target.", write=False) == control
 
 
 def test_the_lm_reads_a_text_itself(pairs: list[Pair], tmp_path: Path) -> None:

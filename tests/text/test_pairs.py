@@ -54,5 +54,5 @@ def test_bad_inputs(tmp_path: Path) -> None:
         read_pairs([str(tmp_path / "a.txt")], PairFields())
     with pytest.raises(UserError, match="LSM_OFFLINE"):
         read_pairs(["hf:knkarthick/samsum:test"], PairFields())
-    with pytest.raises(UserError, match=r"glob, URL, or hf:DATASET$"):
+    with pytest.raises(UserError, match=r"glob, URL or hf:DATASET$"):
         read_pairs(["nowhere.jsonl"], PairFields())
