@@ -208,6 +208,7 @@ def ways_at(loaded: Loaded, questions: list[Question], ratio: int, options: Opti
     from lsm.bench import compression_controls as controls
     from lsm.bench.compression import Way
     from lsm.codes import soft_file
+    from lsm.text.questions import others
 
     lm, compressor = loaded.lm, loaded.compressor
     texts = list(dict.fromkeys(one.text for one in questions))
@@ -215,7 +216,7 @@ def ways_at(loaded: Loaded, questions: list[Question], ratio: int, options: Opti
         sent = {text: compressor.send([text], lm, ratio) for text in texts}
     n_soft = {text: len(codes[0]) + len(lm.tokens.encode(heads)[0]) for text, (codes, heads) in sent.items()}
     n_bytes = {t: soft_file.payload_bytes(len(c[0]), c[0].shape[1], 8, options.group, h[0]) for t, (c, h) in sent.items()}
-    other = controls.others(questions)
+    other = others(questions)
 
     def learned(pick: Callable[[str], str], bits: int | None = None) -> Callable[[list[Question]], Any]:
         def contexts(asked: list[Question]) -> Any:

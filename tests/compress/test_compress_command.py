@@ -78,7 +78,7 @@ def test_what_is_missing_is_named(run: Path, question_file: Path, tmp_path: Path
     rows = tmp_path / "bad.jsonl"
     rows.write_text('{"text": "a", "query": "b"}\n', encoding="utf-8")
     outcome = run_cli("compress", "train", rows, "--config", CONFIG, "--out", tmp_path / "x")
-    assert outcome.code == 2 and "row 1: wants text, question and answers, found text, query" in outcome.stderr
+    assert outcome.code == 2 and "bad.jsonl:1: wants text, question and answers, found text, query" in outcome.stderr
     too_deep = run_cli("compress", "train", question_file, "--config", CONFIG, "--out", tmp_path / "y", "--encoder.layer", 3)
     assert too_deep.code == 2 and "encoder.layer" in too_deep.stderr
 

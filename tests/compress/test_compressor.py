@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lsm.compress.encoder import Compressor
+from lsm.compress.encoder import Compressor, _window_softmax
 from lsm.compress.settings import CompressSettings, DataSettings, EncoderSettings, ObjectiveSettings
 from lsm.compress.task import CompressTask
 from lsm.errors import UserError
@@ -40,6 +40,15 @@ def test_untrained_mean_pooling_is_the_mean_word_embedding(lm: FrozenLM) -> None
 def test_one_token_a_window_replays_the_text(lm: FrozenLM) -> None:
     soft = made(lm, layer=0, rarity=2.0)([TEXTS[0]], lm, 1)
     torch.testing.assert_close(soft.tokens[0], lm.embed(torch.tensor([list(TEXTS[0].encode())]))[0])
+
+
+def test_a_window_far_below_the_highest_score_keeps_its_weights() -> None:
+    logit_T = torch.tensor([300.0, 299.0, -300.0, -301.0, -300.0], requires_grad=True)
+    weight_T = _window_softmax(logit_T, torch.tensor([0, 0, 1, 1, 2]), 3)
+    pair = torch.softmax(torch.tensor([1.0, 0.0]), 0)
+    torch.testing.assert_close(weight_T, torch.cat([pair, pair, torch.ones(1)]))
+    weight_T[2].backward()
+    assert logit_T.grad is not None and float(logit_T.grad[2]) == pytest.approx(float(pair.prod()), rel=1e-4)
 
 
 @pytest.mark.parametrize(
