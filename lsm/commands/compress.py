@@ -70,10 +70,8 @@ def run(options: Options) -> dict[str, Any]:
 def _train(options: Options) -> dict[str, Any]:
     import torch
 
-    from lsm.compress.source import load_source
+    from lsm.compress.source import load_lm, load_source
     from lsm.compress.task import CompressTask
-    from lsm.lm.frozen import FrozenLM
-    from lsm.provenance import choose_device
     from lsm.text.questions import read_questions
     from lsm.training.loop import Trainer
 
@@ -83,10 +81,9 @@ def _train(options: Options) -> dict[str, Any]:
         raise UserError("lsm compress train: give --out, the folder of the run")
     if not inputs:
         raise UserError("lsm compress train: name files with questions (or data.train in the config)")
-    device, _ = choose_device(options.device)
     torch.set_num_threads(settings.threads)
     questions = read_questions(inputs)
-    lm = FrozenLM.load(settings.lm, device=device, dtype=torch.float32 if settings.precision == "float32" else None)
+    lm = load_lm(settings, device=options.device)
     layer = settings.encoder.layer if settings.encoder.source == "lm" else 0
     if max(layer, *settings.encoder.depths, 0) > lm.n_layers:
         raise UserError(f"encoder.layer and encoder.depths must be at most {lm.n_layers}, the layers of {settings.lm}")
