@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lsm.commands.values import refuse_below, refuse_foreign
 from lsm.compress.settings import CompressSettings
 from lsm.config import CommonOptions
 from lsm.errors import UserError
@@ -52,12 +53,21 @@ class Options(CommonOptions):
     """Everything that shapes the result of train."""
 
 
+_OF_ACTION = {
+    "train": ("out", "config", "resume"),
+    "eval": ("out", "questions", "ratio", "wire_bits", "group", "resamples", "beside", "sentence_encoder"),
+    "pack": ("out", "ratio", "bits", "group"),
+    "ask": ("wire", "question"),
+}
+_LARGEST_GROUP = 2**16 - 1
+"""The file of soft tokens has 16 bits for it."""
+
+
 def run(options: Options) -> dict[str, Any]:
     """Do one of the four."""
+    _check(options)
     if options.action == "train":
         return _train(options)
-    if not options.inputs:
-        raise UserError(f"lsm compress {options.action}: name the run first, then files with questions")
     if options.action == "eval":
         from lsm.commands.compress_eval import evaluate
 
@@ -65,6 +75,25 @@ def run(options: Options) -> dict[str, Any]:
     from lsm.commands.compress_wire import ask, write
 
     return write(options) if options.action == "pack" else ask(options)
+
+
+def _check(options: Options) -> None:
+    refuse_foreign(options, _OF_ACTION, verb="compress")
+    if options.action != "train" and options.settings != CompressSettings():
+        raise UserError(f"settings of the training are no options of lsm compress {options.action}; leave them out")
+    refuse_below(options, {"questions": 1, "ratio": 1, "group": 1, "resamples": 1})
+    if options.group > _LARGEST_GROUP:
+        raise UserError(f"--group {options.group}: must be at most {_LARGEST_GROUP}")
+    if options.action == "train":
+        return
+    if not options.inputs:
+        raise UserError(f"lsm compress {options.action}: name the run first, then files with questions")
+    if options.action == "eval" and len(options.inputs) < 2:
+        raise UserError("lsm compress eval: name files with questions that the run was not trained on")
+    if options.action == "pack" and (len(options.inputs) < 2 or options.out is None):
+        raise UserError("lsm compress pack: give RUN, files with questions (their texts are packed) and --out FILE")
+    if options.action == "ask" and (len(options.inputs) > 1 or options.wire is None or not options.question):
+        raise UserError("lsm compress ask: give RUN, --wire FILE and --question TEXT, and no files with questions")
 
 
 def _train(options: Options) -> dict[str, Any]:

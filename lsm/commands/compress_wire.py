@@ -21,8 +21,7 @@ def write(options: Options) -> dict[str, Any]:
     from lsm.files import atomic_write
     from lsm.text.questions import read_questions
 
-    if options.out is None or len(options.inputs) < 2:
-        raise UserError("lsm compress pack: give RUN, files with questions (their texts are packed) and --out FILE")
+    assert options.out is not None
     loaded = load(Path(options.inputs[0]), device=options.device)
     ratio = options.ratio or loaded.settings.ratios[0]
     texts = list(dict.fromkeys(one.text for one in read_questions(options.inputs[1:])))
@@ -52,8 +51,7 @@ def ask(options: Options) -> dict[str, Any]:
     from lsm.lm.contexts import read_contexts, read_preamble, write_answers
     from lsm.text.questions import Question
 
-    if options.wire is None or not options.question:
-        raise UserError("lsm compress ask: give --wire FILE and --question TEXT")
+    assert options.wire is not None and options.question is not None
     if not options.wire.is_file():
         raise UserError(f"--wire {options.wire} does not exist; write it with lsm compress pack")
     wire = unpack(options.wire.read_bytes(), origin=str(options.wire))

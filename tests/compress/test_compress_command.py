@@ -127,6 +127,29 @@ def test_finished_rows_are_those_of_the_same_reading(run: Path, other_file: Path
     assert run_cli(*command).code == 0 and len(list((tmp_path / "rows").iterdir())) == 2 * n
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("eval", "RUN", "q.jsonl", "--group", 0), "--group 0: must be at least 1"),
+        (("pack", "RUN", "q.jsonl", "--out", "x", "--group", 65536), "--group 65536: must be at most 65535"),
+        (("eval", "RUN", "q.jsonl", "--ratio", 0), "--ratio 0: must be at least 1"),
+        (("eval", "RUN", "q.jsonl", "--questions", 0), "--questions 0: must be at least 1"),
+        (("eval", "RUN", "q.jsonl", "--resamples", 0), "--resamples 0: must be at least 1"),
+        (("eval", "RUN", "q.jsonl", "--bits", 4), "--bits is no option of lsm compress eval"),
+        (("pack", "RUN", "q.jsonl", "--out", "x", "--wire-bits", 4), "--wire-bits is no option of lsm compress pack"),
+        (("train", "q.jsonl", "--out", "x", "--questions", 3), "--questions is no option of lsm compress train"),
+        (("ask", "RUN", "--wire", "x", "--question", "Who?", "--out", "y"), "--out is no option of lsm compress ask"),
+        (("ask", "RUN", "q.jsonl", "--wire", "x", "--question", "Who?"), "and no files with questions"),
+        (("eval", "RUN", "q.jsonl", "--lm", "stub"), "settings of the training are no options of lsm compress eval"),
+        (("eval", "RUN"), "name files with questions"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_are_one_line(words: tuple, said: str, run_cli) -> None:
+    outcome = run_cli("compress", *words)
+    assert outcome.code == 2 and said in outcome.stderr and outcome.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_gpu_recipe_runs_dry(question_file: Path, other_file: Path, tmp_path: Path) -> None:
     script = CONFIG.parents[1] / "scripts" / "train_compress.sh"
