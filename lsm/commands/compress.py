@@ -22,7 +22,8 @@ class Options(CommonOptions):
     """train [QUESTIONS...] --out RUN: train soft tokens; eval RUN QUESTIONS...: the scoreboard; pack RUN QUESTIONS... --out FILE: the texts
     as one file of integers; ask RUN --wire FILE --question TEXT: answer from such a file alone."""
     inputs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """For train question files (in place of data.train); else the run, then question files: JSONL with text, question, answers, title."""
+    """For train questions (in place of data.train); else the run, then questions: JSONL files, folders or hf:DATASET[@CONFIG][:SPLIT] with
+    text, question, answers and, where there is one, title."""
     out: Path | None = None
     """train: folder of the run; pack: the file; eval: folder that keeps finished rows, so that a stopped evaluation goes on."""
     config: Path | None = None

@@ -130,8 +130,8 @@ def evaluate(options: Options) -> dict[str, Any]:
     differences, findings = [], []
     for ratio in ratios:
         learned = answered["learned", ratio]
-        for other in ("truncated, same tokens", "shuffled", "best sentences (sees the question)"):
-            if (other, ratio) not in answered:  # one text alone has no other to be shuffled with
+        for other in ("truncated, same tokens", "shuffled", "best sentences (sees the question)", "truncated, learned cue"):
+            if (other, ratio) not in answered:  # one text alone has none to be shuffled with, a run without cue no text with it
                 continue
             found = compression.difference(learned, answered[other, ratio], questions, **repeat)
             differences.append({"compared": f"learned − {other}", "ratio": ratio, **found})

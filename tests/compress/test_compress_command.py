@@ -60,7 +60,25 @@ def test_scoreboard_prints_every_row(run: Path, other_file: Path, tmp_path: Path
     assert by_label["full text"]["nll_kept"] == pytest.approx(1.0) and by_label["no text"]["nll_kept"] == pytest.approx(0.0)
     assert by_label["learned"]["positions"] == by_label["truncated, same tokens"]["positions"]
     assert [row["bits"] for row in results["bytes"]] == [8, 6, 4] and results["bytes"][0]["over_zstd"] > 1
+    assert "learned − truncated, learned cue" in {row["compared"] for row in results["differences"]}
     assert len(results["joint"]) == 3 and "8x:" in outcome.stdout
+
+
+def test_judged_in_the_precision_of_training(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from lsm.commands.compress_eval import load
+    from lsm.lm.frozen import FrozenLM
+
+    asked, original = [], FrozenLM.load
+
+    def recorded(*names: str, **how: object) -> FrozenLM:
+        asked.append(how.get("dtype"))
+        return original(*names, **how)  # ty: ignore[invalid-argument-type]
+
+    monkeypatch.setattr(FrozenLM, "load", recorded)
+    load(run, device="cpu")
+    assert asked == [torch.float32]
 
 
 def test_packed_texts_answer_without_the_texts(run: Path, question_file: Path, tmp_path: Path, run_cli) -> None:
