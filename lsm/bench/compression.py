@@ -23,7 +23,6 @@ from lsm.text.questions import Question
 
 NEW_TOKENS = 16
 _CONTEXTS = 4
-SCORES = ("f1", "em", "first_token", "nll", "gap", "f1_retained", "nll_kept")
 
 
 class Asking(Protocol):
@@ -112,6 +111,12 @@ def answer_all(lm: FrozenLM, asking: Asking, way: Way, questions: Sequence[Quest
     return result
 
 
+def article_draws(questions: Sequence[Question], resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each question's article [N], and resamples of articles [R, G]."""
+    articles = {article: number for number, article in enumerate(dict.fromkeys(one.article for one in questions))}
+    return np.array([articles[one.article] for one in questions]), intervals.draw(len(articles), resamples, seed)
+
+
 def scoreboard_row(
     way: Way, answered: Answered, full: Answered, none: Answered, questions: Sequence[Question], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
@@ -119,31 +124,25 @@ def scoreboard_row(
 
     `f1_retained` is F1 over that of the full text; `nll_kept` is the share of the full text's gain in nats, over no text, that is kept.
     """
-    articles = {article: number for number, article in enumerate(dict.fromkeys(one.article for one in questions))}
-    article_N = np.array([articles[one.article] for one in questions])
-    drawn_RG = intervals.draw(len(articles), resamples, seed)
+    article_N, drawn_RG = article_draws(questions, resamples, seed)
     estimates = {
         name: intervals.mean(np.array(answered.scores[name]), article_N, drawn_RG) for name in ("f1", "em", "first_token", "nll", "gap")
     }
     columns = np.array([answered.scores["f1"], full.scores["f1"], answered.scores["nll"], full.scores["nll"], none.scores["nll"]])
-    counts_GM = np.zeros((len(articles), len(columns)))
+    counts_GM = np.zeros((article_N.max() + 1, len(columns)))
     np.add.at(counts_GM, article_N, columns.T)
     estimates["f1_retained"] = intervals.statistic(counts_GM, drawn_RG, lambda sums: _ratio(sums[0], sums[1]))
     estimates["nll_kept"] = intervals.statistic(counts_GM, drawn_RG, lambda sums: _ratio(sums[4] - sums[2], sums[4] - sums[3]))
-    lead = intervals.mean(np.array(answered.scores["f1"]) - np.array(none.scores["f1"]), article_N, drawn_RG)
     return {
-        "label": way.label, "ratio": way.ratio, "n": len(questions), "articles": len(articles),
+        "label": way.label, "ratio": way.ratio, "n": len(questions), "articles": len(counts_GM),
         "positions": float(np.mean(answered.scores["positions"])), "unique_answers": len(set(answered.texts)) / max(1, len(questions)),
-        "f1_over_none": lead.value, "f1_over_none_interval": [lead.low, lead.high],
         **intervals.as_row(estimates),
     }  # fmt: skip
 
 
 def difference(first: Answered, second: Answered, questions: Sequence[Question], *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Paired differences first − second of F1 and of nats (second − first, so that positive is better), with intervals over articles."""
-    articles = {article: number for number, article in enumerate(dict.fromkeys(one.article for one in questions))}
-    article_N = np.array([articles[one.article] for one in questions])
-    drawn_RG = intervals.draw(len(articles), resamples, seed)
+    article_N, drawn_RG = article_draws(questions, resamples, seed)
     pairs = {name: np.array(first.scores[name]) - np.array(second.scores[name]) for name in ("f1", "nll")}
     pairs["nll"] = -pairs["nll"]
     return intervals.as_row({name: intervals.mean(values, article_N, drawn_RG) for name, values in pairs.items()})

@@ -5,7 +5,7 @@ Shape letters: T tokens, P positions, H hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -65,15 +65,3 @@ def principal_components(lm: FrozenLM, text: str, n: int) -> Tensor:
 def each(make: Callable[[Question], Tensor]) -> Callable[[list[Question]], tuple[list[Tensor], None]]:
     """A way's `contexts` from a function of one question."""
     return lambda questions: ([make(one) for one in questions], None)
-
-
-def others(questions: Sequence[Question]) -> dict[str, str]:
-    """For each text one of another article: the shuffled control."""
-    texts = list(dict.fromkeys(one.text for one in questions))
-    article = {one.text: one.article for one in questions}
-    half = max(1, len(texts) // 2)
-    found = {}
-    for place, text in enumerate(texts):
-        candidates = [texts[(place + half + step) % len(texts)] for step in range(len(texts))]
-        found[text] = next((other for other in candidates if article[other] != article[text]), candidates[0])
-    return found

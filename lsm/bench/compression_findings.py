@@ -34,12 +34,12 @@ def soft_token_findings(soft: Sequence[Tensor], *, embedding_rms: float, queries
     }
 
 
-def collapse(findings: dict[str, Any], learned: dict[str, Any], over_shuffled: dict[str, Any]) -> list[str]:
+def collapse(findings: dict[str, Any], learned: dict[str, Any], over_shuffled: dict[str, Any] | None) -> list[str]:
     """The names of what has collapsed; empty when nothing has.
 
     Args:
         learned: the scoreboard row of the soft tokens.
-        over_shuffled: `difference` of own soft tokens and those of another text.
+        over_shuffled: `difference` of own soft tokens and those of another text; None where there is one text only.
     """
     named = []
     if findings["cosine_between"] > _ALIKE:
@@ -48,8 +48,8 @@ def collapse(findings: dict[str, Any], learned: dict[str, Any], over_shuffled: d
         named.append(f"vectors: soft tokens of one text are alike (cosine {findings['cosine_within']:.3f})")
     if learned["unique_answers"] < _FEW_ANSWERS:
         named.append(f"answers: {learned['unique_answers']:.0%} of them are different from each other")
-    low = over_shuffled["intervals"]["nll"][0]
-    if low is None or low <= 0:
+    low = None if over_shuffled is None else over_shuffled["intervals"]["nll"][0]
+    if over_shuffled is not None and (low is None or low <= 0):
         named.append("use: the LM answers no better from a text's own soft tokens than from another's")
     return named
 

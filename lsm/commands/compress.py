@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lsm.commands.values import refuse_below, refuse_foreign
 from lsm.compress.settings import CompressSettings
 from lsm.config import CommonOptions
 from lsm.errors import UserError
@@ -21,7 +22,8 @@ class Options(CommonOptions):
     """train [QUESTIONS...] --out RUN: train soft tokens; eval RUN QUESTIONS...: the scoreboard; pack RUN QUESTIONS... --out FILE: the texts
     as one file of integers; ask RUN --wire FILE --question TEXT: answer from such a file alone."""
     inputs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """For train question files (in place of data.train); else the run, then question files: JSONL with text, question, answers, title."""
+    """For train questions (in place of data.train); else the run, then questions: JSONL files, folders or hf:DATASET[@CONFIG][:SPLIT] with
+    text, question, answers and, where there is one, title."""
     out: Path | None = None
     """train: folder of the run; pack: the file; eval: folder that keeps finished rows, so that a stopped evaluation goes on."""
     config: Path | None = None
@@ -52,12 +54,21 @@ class Options(CommonOptions):
     """Everything that shapes the result of train."""
 
 
+_OF_ACTION = {
+    "train": ("out", "config", "resume"),
+    "eval": ("out", "questions", "ratio", "wire_bits", "group", "resamples", "beside", "sentence_encoder"),
+    "pack": ("out", "ratio", "bits", "group"),
+    "ask": ("wire", "question"),
+}
+_LARGEST_GROUP = 2**16 - 1
+"""The file of soft tokens has 16 bits for it."""
+
+
 def run(options: Options) -> dict[str, Any]:
     """Do one of the four."""
+    _check(options)
     if options.action == "train":
         return _train(options)
-    if not options.inputs:
-        raise UserError(f"lsm compress {options.action}: name the run first, then files with questions")
     if options.action == "eval":
         from lsm.commands.compress_eval import evaluate
 
@@ -67,13 +78,30 @@ def run(options: Options) -> dict[str, Any]:
     return write(options) if options.action == "pack" else ask(options)
 
 
+def _check(options: Options) -> None:
+    refuse_foreign(options, _OF_ACTION, verb="compress")
+    if options.action != "train" and options.settings != CompressSettings():
+        raise UserError(f"settings of the training are no options of lsm compress {options.action}; leave them out")
+    refuse_below(options, {"questions": 1, "ratio": 1, "group": 1, "resamples": 1})
+    if options.group > _LARGEST_GROUP:
+        raise UserError(f"--group {options.group}: must be at most {_LARGEST_GROUP}")
+    if options.action == "train":
+        return
+    if not options.inputs:
+        raise UserError(f"lsm compress {options.action}: name the run first, then files with questions")
+    if options.action == "eval" and len(options.inputs) < 2:
+        raise UserError("lsm compress eval: name files with questions that the run was not trained on")
+    if options.action == "pack" and (len(options.inputs) < 2 or options.out is None):
+        raise UserError("lsm compress pack: give RUN, files with questions (their texts are packed) and --out FILE")
+    if options.action == "ask" and (len(options.inputs) > 1 or options.wire is None or not options.question):
+        raise UserError("lsm compress ask: give RUN, --wire FILE and --question TEXT, and no files with questions")
+
+
 def _train(options: Options) -> dict[str, Any]:
     import torch
 
-    from lsm.compress.source import load_source
+    from lsm.compress.source import load_lm, load_source
     from lsm.compress.task import CompressTask
-    from lsm.lm.frozen import FrozenLM
-    from lsm.provenance import choose_device
     from lsm.text.questions import read_questions
     from lsm.training.loop import Trainer
 
@@ -83,10 +111,9 @@ def _train(options: Options) -> dict[str, Any]:
         raise UserError("lsm compress train: give --out, the folder of the run")
     if not inputs:
         raise UserError("lsm compress train: name files with questions (or data.train in the config)")
-    device, _ = choose_device(options.device)
     torch.set_num_threads(settings.threads)
     questions = read_questions(inputs)
-    lm = FrozenLM.load(settings.lm, device=device, dtype=torch.float32 if settings.precision == "float32" else None)
+    lm = load_lm(settings, device=options.device)
     layer = settings.encoder.layer if settings.encoder.source == "lm" else 0
     if max(layer, *settings.encoder.depths, 0) > lm.n_layers:
         raise UserError(f"encoder.layer and encoder.depths must be at most {lm.n_layers}, the layers of {settings.lm}")

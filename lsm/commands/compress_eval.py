@@ -63,12 +63,10 @@ def load(run: Path, *, device: str) -> Loaded:
     """The compressor of a run beside its LM."""
     from lsm.compress.prompts import Prompts
     from lsm.compress.saved import adapter_sha256, find_settings, load_compressor
-    from lsm.compress.source import load_source
-    from lsm.lm.frozen import FrozenLM
-    from lsm.provenance import choose_device
+    from lsm.compress.source import load_lm, load_source
 
     folder, settings, config = find_settings(run)
-    lm = FrozenLM.load(settings.lm, device=choose_device(device)[0])
+    lm = load_lm(settings, device=device)
     source = load_source(settings.encoder, device=device)
     compressor = load_compressor(folder, settings, config, lm, source.pieces, source.width)
     return Loaded(lm, compressor, settings, Prompts(lm.tokens, settings.data.shots), adapter_sha256(folder))
@@ -97,26 +95,23 @@ def evaluate(options: Options) -> dict[str, Any]:
     from lsm.bench import compression
     from lsm.encode.encoder import load_encoder
     from lsm.report import tables
-    from lsm.text.questions import read_questions
 
+    questions, n_seen = _unseen_questions(options)
     loaded = load(Path(options.inputs[0]), device=options.device)
     torch.set_num_threads(loaded.settings.threads)
-    inputs = options.inputs[1:]
-    if not inputs:
-        raise UserError("lsm compress eval: name files with questions that the run was not trained on")
-    everything = read_questions(inputs)
     longest = loaded.settings.data.max_context_tokens
-    counts = dict(zip(texts := list({q.text for q in everything}), map(len, loaded.lm.tokens.encode(texts)), strict=True))
-    questions = spread([q for q in everything if counts[q.text] <= longest], options.questions)
-    if not questions:
-        raise UserError(f"{', '.join(inputs)}: no question about a text of at most {longest} tokens")
+    counts = dict(zip(texts := list({q.text for q in questions}), map(len, loaded.lm.tokens.encode(texts)), strict=True))
+    short = [one for one in questions if counts[one.text] <= longest]
+    if not short:
+        raise UserError(f"{', '.join(options.inputs[1:])}: no question about a text of at most {longest} tokens; give others")
+    n_long, questions = len(questions) - len(short), spread(short, options.questions)
     encoder = load_encoder(options.sentence_encoder, device=options.device)
     ratios = (options.ratio,) if options.ratio else loaded.settings.ratios
     ways = _shared_ways(loaded) + [
         way for ratio in ratios for way in ways_at(loaded, questions, ratio, options, lambda t: encoder.encode(t).vectors)
     ]
     say(f"{len(questions)} questions on {len({q.text for q in questions})} texts of {len({q.article for q in questions})} articles, "
-        f"{len(ways)} rows; texts over {longest} tokens left out", quiet=options.quiet)  # fmt: skip
+        f"{len(ways)} rows; left out: {n_seen} that training has read, {n_long} on longer texts", quiet=options.quiet)  # fmt: skip
     ways.sort(key=lambda way: _FIRST.index(way.label) if way.label in _FIRST else len(_FIRST))
     answered: dict[tuple[str, int | None], Answered] = {}
     with Progress("compress eval", len(ways), "rows", quiet=options.quiet) as progress:
@@ -135,7 +130,9 @@ def evaluate(options: Options) -> dict[str, Any]:
     differences, findings = [], []
     for ratio in ratios:
         learned = answered["learned", ratio]
-        for other in ("truncated, same tokens", "shuffled", "best sentences (sees the question)"):
+        for other in ("truncated, same tokens", "shuffled", "best sentences (sees the question)", "truncated, learned cue"):
+            if (other, ratio) not in answered:  # one text alone has none to be shuffled with, a run without cue no text with it
+                continue
             found = compression.difference(learned, answered[other, ratio], questions, **repeat)
             differences.append({"compared": f"learned − {other}", "ratio": ratio, **found})
         differences.append({"compared": "learned − no text", "ratio": ratio, **compression.difference(learned, none, questions, **repeat)})
@@ -154,6 +151,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         "bytes": costs,
         "findings": findings,
         "lm": loaded.lm.fingerprint(),
+        "n_seen_left_out": n_seen,
     }
     if options.beside:
         results["joint"] = _joint(options, loaded, questions, answered, ratios[0])
@@ -161,15 +159,34 @@ def evaluate(options: Options) -> dict[str, Any]:
     return results
 
 
+def _unseen_questions(options: Options) -> tuple[list[Question], int]:
+    """What is asked of neither run's training, and how many questions are left out for it."""
+    from lsm.compress.saved import unseen
+    from lsm.text.questions import read_questions
+
+    everything = read_questions(options.inputs[1:])
+    if not everything:
+        raise UserError(f"{', '.join(options.inputs[1:])}: no question with an answer; give others")
+    kept = unseen(everything, Path(options.inputs[0]))
+    if options.beside is not None:
+        kept = unseen(kept, options.beside)
+    if not kept:
+        raise UserError(f"all {len(everything):,} questions are on texts or articles that were read in training; give others")
+    return kept, len(everything) - len(kept)
+
+
 def _measured(loaded: Loaded, way: Way, questions: list[Question], options: Options) -> Answered:
     """The answers of one way; with --out they are kept there, and found again by an evaluation that goes on."""
-    from lsm.bench.compression import Answered, answer_all
+    from lsm import __version__
+    from lsm.bench.compression import NEW_TOKENS, Answered, answer_all
+    from lsm.config import to_dict
     from lsm.files import fingerprint, make_folder, read_json, write_json
 
     if options.out is None:
         return answer_all(loaded.lm, loaded.prompts, way, questions)
     asked = [[one.text, one.question, one.answers] for one in questions]
-    key = fingerprint([loaded.sha256, loaded.lm.sha256, way.label, way.ratio, options.group, options.sentence_encoder, asked])
+    reader = [__version__, NEW_TOKENS, loaded.sha256, to_dict(loaded.settings), loaded.lm.sha256, str(loaded.lm.dtype)]
+    key = fingerprint([*reader, way.label, way.ratio, options.group, options.sentence_encoder, asked])
     make_folder(options.out)
     path = options.out / f"row-{key}.json"
     if not path.exists():
@@ -208,6 +225,7 @@ def ways_at(loaded: Loaded, questions: list[Question], ratio: int, options: Opti
     from lsm.bench import compression_controls as controls
     from lsm.bench.compression import Way
     from lsm.codes import soft_file
+    from lsm.text.questions import others
 
     lm, compressor = loaded.lm, loaded.compressor
     texts = list(dict.fromkeys(one.text for one in questions))
@@ -215,7 +233,7 @@ def ways_at(loaded: Loaded, questions: list[Question], ratio: int, options: Opti
         sent = {text: compressor.send([text], lm, ratio) for text in texts}
     n_soft = {text: len(codes[0]) + len(lm.tokens.encode(heads)[0]) for text, (codes, heads) in sent.items()}
     n_bytes = {t: soft_file.payload_bytes(len(c[0]), c[0].shape[1], 8, options.group, h[0]) for t, (c, h) in sent.items()}
-    other = controls.others(questions)
+    other = others(questions)
 
     def learned(pick: Callable[[str], str], bits: int | None = None) -> Callable[[list[Question]], Any]:
         def contexts(asked: list[Question]) -> Any:
@@ -245,7 +263,7 @@ def ways_at(loaded: Loaded, questions: list[Question], ratio: int, options: Opti
             per_question=True,
         ),
         Way("PCA, same vectors", controls.each(lambda one: controls.principal_components(lm, one.text, n_soft[one.text]))),
-        Way("shuffled", learned(other.__getitem__), uncounted=loaded.cue),
+        *([Way("shuffled", learned(other.__getitem__), uncounted=loaded.cue)] if other else []),
         Way("learned", learned(str), uncounted=loaded.cue),
         *(Way(f"learned, int{bits}", learned(str, bits), uncounted=loaded.cue) for bits in options.wire_bits),
     ]
@@ -267,7 +285,7 @@ def _findings(loaded: Loaded, questions: list[Question], ratio: int, rows: list[
         asked = None if queries is None else queries.at(len(soft[0]))
     found = soft_token_findings(soft, embedding_rms=loaded.lm.embedding_rms(), queries=asked)
     row = next(row for row in rows if row["label"] == "learned" and row["ratio"] == ratio)
-    over_shuffled = next(one for one in differences if one["compared"] == "learned − shuffled" and one["ratio"] == ratio)
+    over_shuffled = next((one for one in differences if one["compared"] == "learned − shuffled" and one["ratio"] == ratio), None)
     return {"ratio": ratio, **found, "gap": row["gap"], "collapsed": collapse(found, row, over_shuffled)}
 
 
@@ -301,7 +319,7 @@ def _joint(options: Options, loaded: Loaded, questions: list[Question], answered
 
     from lsm.bench import intervals
     from lsm.bench.answers import answer_f1, exact_match
-    from lsm.bench.compression import answer_all
+    from lsm.bench.compression import answer_all, article_draws
     from lsm.bench.joint import joint_answers
 
     assert options.beside is not None
@@ -318,9 +336,7 @@ def _joint(options: Options, loaded: Loaded, questions: list[Question], answered
         return score
 
     together = joint_answers(list(zip(*alone, strict=True)), [scorer(loaded, first), scorer(second, learned)])
-    articles = {article: number for number, article in enumerate(dict.fromkeys(one.article for one in questions))}
-    article_N = np.array([articles[one.article] for one in questions])
-    drawn_RG = intervals.draw(len(articles), options.resamples, options.seed)
+    article_N, drawn_RG = article_draws(questions, options.resamples, options.seed)
     rows = []
     for label, texts in zip((loaded.lm.name, second.lm.name, "both, rescored by both"), (*alone, together), strict=True):
         scores = {"f1": answer_f1, "em": exact_match}

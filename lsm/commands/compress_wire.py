@@ -9,6 +9,7 @@ from lsm.errors import UserError
 
 if TYPE_CHECKING:
     from lsm.commands.compress import Options
+    from lsm.commands.compress_eval import Loaded
 
 
 def write(options: Options) -> dict[str, Any]:
@@ -20,15 +21,16 @@ def write(options: Options) -> dict[str, Any]:
     from lsm.files import atomic_write
     from lsm.text.questions import read_questions
 
-    if options.out is None or len(options.inputs) < 2:
-        raise UserError("lsm compress pack: give RUN, files with questions (their texts are packed) and --out FILE")
+    assert options.out is not None
     loaded = load(Path(options.inputs[0]), device=options.device)
     ratio = options.ratio or loaded.settings.ratios[0]
     texts = list(dict.fromkeys(one.text for one in read_questions(options.inputs[1:])))
+    if not texts:
+        raise UserError(f"{', '.join(options.inputs[1:])}: no text to pack (rows without an answer do not count); give others")
     sent = [loaded.compressor.send([text], loaded.lm, ratio) for text in texts]
     data = pack(
         Wire(
-            options.bits, options.group, ratio, loaded.lm.sha256 if len(loaded.lm.sha256) == 64 else "", loaded.sha256,
+            options.bits, options.group, ratio, _lm_sha256(loaded), loaded.sha256,
             [codes[0].cpu().numpy() for codes, _ in sent], [heads[0] for _, heads in sent],
         )
     )  # fmt: skip
@@ -49,8 +51,7 @@ def ask(options: Options) -> dict[str, Any]:
     from lsm.lm.contexts import read_contexts, read_preamble, write_answers
     from lsm.text.questions import Question
 
-    if options.wire is None or not options.question:
-        raise UserError("lsm compress ask: give --wire FILE and --question TEXT")
+    assert options.wire is not None and options.question is not None
     if not options.wire.is_file():
         raise UserError(f"--wire {options.wire} does not exist; write it with lsm compress pack")
     wire = unpack(options.wire.read_bytes(), origin=str(options.wire))
@@ -59,6 +60,8 @@ def ask(options: Options) -> dict[str, Any]:
         raise UserError(
             f"--wire {options.wire} was packed by compressor {wire.adapter_sha256[:16]}, {options.inputs[0]} is {loaded.sha256[:16]}"
         )
+    if wire.lm_sha256 != _lm_sha256(loaded):
+        raise UserError(f"--wire {options.wire} is for an LM of sha256 {wire.lm_sha256[:16]}, not {loaded.lm.name}; pack it again")
     answers = []
     prompts = loaded.prompts.questions([Question("", "", "", options.question, ("",))])
     with torch.no_grad(), loaded.silent():
@@ -70,3 +73,8 @@ def ask(options: Options) -> dict[str, Any]:
             answers += write_answers(loaded.lm, read, prompts, max_new_tokens=24)
             print(answers[-1])
     return {"answers": answers, "ratio": wire.ratio, "bits": wire.bits}
+
+
+def _lm_sha256(loaded: Loaded) -> str:
+    """As it stands in the file's header: zeros for the built-in stub."""
+    return loaded.lm.sha256 if len(loaded.lm.sha256) == 64 else "0" * 64

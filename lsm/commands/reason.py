@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from lsm.commands.values import refuse_below, refuse_foreign
 from lsm.config import CommonOptions
 from lsm.errors import UserError
 from lsm.reason.settings import ReasonSettings
@@ -105,9 +106,7 @@ def pair_fields(stack: Stack, *, target: bool = True) -> PairFields:
 
 
 def _check(options: Options) -> None:
-    foreign = {name for names in _OF_ACTION.values() for name in names} - set(_OF_ACTION[options.action])
-    if given := sorted(name for name in foreign if getattr(options, name) != getattr(Options, name)):
-        raise UserError(f"--{given[0].replace('_', '-')} is no option of lsm reason {options.action}; leave it out")
+    refuse_foreign(options, _OF_ACTION, verb="reason")
     if options.action != "train" and options.settings != ReasonSettings():
         raise UserError(f"settings of the training are no options of lsm reason {options.action}; leave them out")
     usage = {"train": "INPUT... --out RUN", "eval": "RUN INPUT...", "generate": "RUN INPUT... (or --text TEXT)", "interpolate": "RUN A B",
@@ -117,11 +116,7 @@ def _check(options: Options) -> None:
     unclear = options.action == "generate" and (n > 1) == (options.text is not None)
     if n < least or too_many or unclear or (options.action in ("train", "map") and options.out is None):
         raise UserError(f"write: lsm reason {options.action} {usage}")
-    smallest = {"points": 2, "clusters": 1, "max_new_tokens": 1, "limit": 1, "full_text": 0, "nats": 1, "resamples": 0}
-    for name, least in smallest.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    refuse_below(options, {"points": 2, "clusters": 1, "max_new_tokens": 1, "limit": 1, "full_text": 0, "nats": 1, "resamples": 0})
 
 
 def _train(options: Options) -> dict[str, Any]:

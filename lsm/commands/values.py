@@ -1,6 +1,9 @@
-"""What is written in the value of an option: parts and numbers separated by commas."""
+"""What options may hold: parts and numbers separated by commas, numbers that are large enough, and only options of the action asked for."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lsm.errors import UserError
 
@@ -19,3 +22,18 @@ def whole_numbers(value: str, option: str) -> list[int]:
     if not numbers:
         raise UserError(f"{option} {value or '(nothing)'}: give whole numbers separated by commas")
     return numbers
+
+
+def refuse_foreign(options: Any, of_action: Mapping[str, Sequence[str]], *, verb: str) -> None:
+    """Raise `UserError` for an option that belongs to other actions only; `of_action` names the options that not all actions share."""
+    foreign = {name for names in of_action.values() for name in names} - set(of_action[options.action])
+    if given := sorted(name for name in foreign if getattr(options, name) != getattr(type(options), name)):
+        raise UserError(f"--{given[0].replace('_', '-')} is no option of lsm {verb} {options.action}; leave it out")
+
+
+def refuse_below(options: Any, smallest: Mapping[str, int]) -> None:
+    """Raise `UserError` for a number below the one named for its option."""
+    for name, least in smallest.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")

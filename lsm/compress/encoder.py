@@ -267,8 +267,10 @@ def _pooled(state_TF: Tensor, window_T: Tensor, n_windows: int, weight_T: Tensor
 
 
 def _window_softmax(logit_T: Tensor, window_T: Tensor, n_windows: int) -> Tensor:
-    power_T = torch.exp(logit_T - logit_T.max().detach())
-    return power_T / logit_T.new_zeros(n_windows).index_add(0, window_T, power_T)[window_T].clamp(min=1e-20)
+    """Softmax within each window; from its own maximum, so that a window far below the text's highest score keeps its weights."""
+    top_P = logit_T.new_full((n_windows,), -torch.inf).scatter_reduce(0, window_T, logit_T.detach(), "amax")
+    power_T = torch.exp(logit_T - top_P[window_T])
+    return power_T / logit_T.new_zeros(n_windows).index_add(0, window_T, power_T)[window_T]
 
 
 def _quantised(codes: Sequence[Tensor], codebook: nn.Embedding) -> tuple[list[Tensor], Tensor]:

@@ -75,7 +75,7 @@ def answer_terms(
 
 def reconstruction(settings: ObjectiveSettings, lm: FrozenLM, read: Read, texts: Sequence[str]) -> Tensor:
     """Cross-entropy of each text's first tokens after its soft tokens."""
-    targets = [row[: settings.reconstruct_tokens] or [lm.tokens.end_id] for row in lm.tokens.encode([" " + text for text in texts])]
+    targets = [row[: settings.reconstruct_tokens] for row in lm.tokens.encode([" " + text for text in texts])]
     prompts = lm.tokens.encode([AGAIN]) * len(texts)
     hidden_AH = answer_hidden(lm, read, prompts, targets)
     return frozen_cross_entropy(hidden_AH, lm.head_VH, torch.tensor([t for row in targets for t in row], device=lm.device)).mean()

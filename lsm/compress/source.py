@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from lsm.compress.encoder import Pieces
-from lsm.compress.settings import EncoderSettings
+from lsm.compress.settings import CompressSettings, EncoderSettings
 from lsm.encode.encoder import load_encoder
 from lsm.errors import UserError
+from lsm.lm.frozen import FrozenLM
+from lsm.provenance import choose_device
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,12 @@ class Source:
     pieces: Pieces | None = None
     width: int = 0
     fingerprint: Any = None
+
+
+def load_lm(settings: CompressSettings, *, device: str) -> FrozenLM:
+    """The frozen LM, in the precision in which it is trained for: an evaluation reads it as training did."""
+    dtype = torch.float32 if settings.precision == "float32" else None
+    return FrozenLM.load(settings.lm, device=choose_device(device)[0], dtype=dtype)
 
 
 def load_source(settings: EncoderSettings, *, device: str) -> Source:

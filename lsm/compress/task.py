@@ -5,6 +5,7 @@ Shape letters: C texts, N questions, H hidden width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from lsm.compress.encoder import Compressor, Pieces
 from lsm.compress.objectives import answer_terms, guess, read_soft, reconstruction, silent, soft_terms
 from lsm.compress.prompts import Prompts
-from lsm.compress.saved import save_compressor
+from lsm.compress.saved import save_compressor, save_seen
 from lsm.compress.settings import CompressSettings
 from lsm.corpus.sampler import permutation, split_documents
 from lsm.errors import UserError
@@ -24,7 +25,7 @@ from lsm.files import fingerprint
 from lsm.lm.contexts import answer_hidden, read_contexts, read_preamble
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.loss import frozen_cross_entropy
-from lsm.text.questions import Question
+from lsm.text.questions import Question, others
 from lsm.training.loop import step_generator
 from lsm.training.task import Task
 
@@ -69,6 +70,9 @@ class CompressTask(Task):
                 self.by_text.setdefault(one.text, []).append(one)
         self.texts = list(self.by_text)
         self.held_out = [one for one in kept if one.article in away]
+        self.rows = [*(one for rows in self.by_text.values() for one in rows), *self.held_out]
+        # One held-out article has no other beside it: then its texts stand against those of the training.
+        self.other = others(self.held_out if len(away) > 1 else self.rows)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.compressor = self.module = Compressor(settings.encoder, lm, pieces, state_width).to(lm.device)
@@ -107,20 +111,21 @@ class CompressTask(Task):
         questions = [self.held_out[number] for number in sorted(chosen)]
         texts = list(dict.fromkeys(one.text for one in questions))
         with torch.autocast(self.lm.device.type, enabled=False):  # the LM has its own dtype
-            scores = {f"loss_{ratio}x": self._held_out_loss(texts, questions, ratio, shift=0) for ratio in self.settings.ratios}
+            scores = {f"loss_{ratio}x": self._held_out_loss(texts, questions, ratio) for ratio in self.settings.ratios}
             scores["loss"] = float(np.mean(list(scores.values())))
-            scores["loss_shuffled_text"] = self._held_out_loss(texts, questions, self.settings.ratios[0], shift=1)
-            scores["loss_no_text"] = self._held_out_loss(texts, questions, None, shift=0)
+            scores["loss_shuffled_text"] = self._held_out_loss(texts, questions, self.settings.ratios[0], read_from=self.other)
+            scores["loss_no_text"] = self._held_out_loss(texts, questions, None)
         self._scores = {name: round(value, 4) for name, value in scores.items()}
         return self._scores
 
     def save_final(self, folder: Path) -> None:
         """What `lsm compress eval` takes."""
         n = sum(map(len, self.by_text.values()))
+        save_seen(folder, self.rows)
         save_compressor(folder, self.compressor, self.settings, self.lm, self.encoder, n=n, scores=self._scores)
 
     def fingerprint(self) -> dict[str, Any]:
-        asked = fingerprint([[one.text, one.question, one.answers] for rows in self.by_text.values() for one in rows])
+        asked = fingerprint([[one.article, one.text, one.question, one.answers] for one in self.rows])
         return {"questions": asked, "lm": self.lm.fingerprint(), "encoder": self.encoder}
 
     def plan(self) -> list[str]:
@@ -173,15 +178,16 @@ class CompressTask(Task):
         student = read_soft(lm, self.compressor, soft, batch.row_of_N, self.preamble)
         return answer_terms(wanted, lm, student, prompts, answers, teacher=teacher, guessed=guessed)
 
-    def _held_out_loss(self, texts: list[str], questions: list[Question], ratio: int | None, *, shift: int) -> float:
-        """Nats per answer token after each text's soft tokens (with `shift` those of another; without a ratio none)."""
+    def _held_out_loss(
+        self, texts: list[str], questions: list[Question], ratio: int | None, *, read_from: Mapping[str, str] | None = None
+    ) -> float:
+        """Nats per answer token after each text's soft tokens (after those of another, `read_from`; without a ratio none)."""
         total, n = 0.0, 0
         for start in range(0, len(texts), self.settings.data.contexts):
             rows = texts[start : start + self.settings.data.contexts]
             own = [one for one in questions if one.text in rows]
-            read_from = [texts[(texts.index(text) + shift * (len(texts) // 2)) % len(texts)] for text in rows]
             row_of_N = [rows.index(one.text) for one in own]
-            soft = self.compressor(read_from, self.lm, ratio or 1) if ratio else None
+            soft = self.compressor([read_from[text] for text in rows] if read_from else rows, self.lm, ratio) if ratio else None
             with silent(self.lm, self.compressor):
                 if soft is None:
                     cue = self.compressor.cue if self.compressor.cue is not None else torch.zeros(0, self.lm.width, device=self.lm.device)

@@ -25,8 +25,12 @@ def hub_documents(
 
 
 def hub_rows(dataset: str, *, split: str = "train", config: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Place and value of each row of a hub data set, streamed; errors as of `hub_documents`."""
+    """Place and value of each row of a hub data set, streamed; errors as of `hub_documents`.
+
+    `dataset` may name the configuration itself: `hotpotqa/hotpot_qa@distractor`.
+    """
     origin = f"hf:{dataset}:{split}"
+    dataset, _, named = dataset.partition("@")
     if offline():
         raise UserError(f"{origin} needs the network but LSM_OFFLINE=1 is set; unset it, or read a local file")
     try:
@@ -34,9 +38,9 @@ def hub_rows(dataset: str, *, split: str = "train", config: str | None = None) -
     except ImportError as error:
         raise missing_extra("datasets", "hub-datasets") from error
     try:
-        rows = load_dataset(dataset, config, split=split, streaming=True)
+        rows = load_dataset(dataset, config or named or None, split=split, streaming=True)
         for number, row in enumerate(rows):
             yield f"{origin}, row {number}", row
     except (OSError, ValueError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot read {origin}: {problem}; check name, split and network") from error
+        raise UserError(f"cannot read {origin}: {problem}; check name, @CONFIG, split and network") from error

@@ -21,9 +21,18 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def question_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("questions") / "toy.jsonl"
+    return write_questions(tmp_path_factory.mktemp("questions") / "toy.jsonl", range(8))
+
+
+@pytest.fixture(scope="session")
+def other_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions on houses that `question_file` does not speak of."""
+    return write_questions(tmp_path_factory.mktemp("questions") / "other.jsonl", range(20, 28))
+
+
+def write_questions(path: Path, numbers: range) -> Path:
     rows = []
-    for number in range(8):
+    for number in numbers:
         name, town, year = NAMES[number % 4], TOWNS[number % 3], 1800 + number
         text = f"{name} lived in {town}. The house was built in {year}."
         for question, answer in (("Who lived there?", name), ("When was it built?", str(year))):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from lsm.compress.encoder import Compressor
+from lsm.compress.encoder import Compressor, _window_softmax
 from lsm.compress.settings import CompressSettings, DataSettings, EncoderSettings, ObjectiveSettings
 from lsm.compress.task import CompressTask
 from lsm.errors import UserError
@@ -40,6 +42,15 @@ def test_untrained_mean_pooling_is_the_mean_word_embedding(lm: FrozenLM) -> None
 def test_one_token_a_window_replays_the_text(lm: FrozenLM) -> None:
     soft = made(lm, layer=0, rarity=2.0)([TEXTS[0]], lm, 1)
     torch.testing.assert_close(soft.tokens[0], lm.embed(torch.tensor([list(TEXTS[0].encode())]))[0])
+
+
+def test_a_window_far_below_the_highest_score_keeps_its_weights() -> None:
+    logit_T = torch.tensor([300.0, 299.0, -300.0, -301.0, -300.0], requires_grad=True)
+    weight_T = _window_softmax(logit_T, torch.tensor([0, 0, 1, 1, 2]), 3)
+    pair = torch.softmax(torch.tensor([1.0, 0.0]), 0)
+    torch.testing.assert_close(weight_T, torch.cat([pair, pair, torch.ones(1)]))
+    weight_T[2].backward()
+    assert logit_T.grad is not None and float(logit_T.grad[2]) == pytest.approx(float(pair.prod()), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -122,16 +133,40 @@ def test_lora_trains_the_reader_and_leaves_the_answering_lm(questions: list[Ques
     settings = CompressSettings(lm="stub", ratios=(4,), encoder=EncoderSettings(layer=2, lora_rank=2), data=DATA)
     task = CompressTask(questions, lm, settings, seed=0)
     torch.nn.init.normal_(task.compressor.residual.weight)  # ty: ignore[unresolved-attribute]
-    without = task._held_out_loss(*held_out(task), None, shift=0)
+    without = task._held_out_loss(*held_out(task), None)
     for _ in range(2):  # the first step moves the factor that starts at zero
         task.loss(task.batch(0))[0].backward()
         assert any(float(p.grad.abs().sum()) > 0 for p in task.compressor.lora.values() if p.grad is not None)
         with torch.no_grad():
             for parameter in task.compressor.lora.values():
                 parameter -= 0.5 * parameter.grad if parameter.grad is not None else 0
-    assert task._held_out_loss(*held_out(task), None, shift=0) == pytest.approx(without, abs=1e-6)
+    assert task._held_out_loss(*held_out(task), None) == pytest.approx(without, abs=1e-6)
     detach_lora(lm)
     assert not has_lora(lm)
+
+
+def test_one_held_out_text_stands_against_another_article(lm: FrozenLM, questions: list[Question]) -> None:
+    settings = CompressSettings(lm="stub", ratios=(4,), encoder=EncoderSettings(layer=1), data=DATA)
+    task = CompressTask(questions[:4], lm, settings, seed=0)  # two articles of a text each
+    (text,) = {one.text for one in task.held_out}
+    assert task.other[text] == task.texts[0] != text
+    with torch.no_grad():
+        scores = task.evaluate()
+    assert scores["loss_shuffled_text"] != scores["loss"]
+
+
+def test_a_run_goes_on_with_the_same_questions_only(lm: FrozenLM, questions: list[Question]) -> None:
+    settings = CompressSettings(lm="stub", ratios=(4,), encoder=EncoderSettings(layer=1), data=DATA)
+
+    def asked(rows: list[Question]) -> str:
+        return CompressTask(rows, lm, settings, seed=0).fingerprint()["questions"]
+
+    whole = CompressTask(questions, lm, settings, seed=0)
+    assert asked(list(questions)) == asked(questions)
+    changed = replace(whole.held_out[0], answers=("other",))
+    assert asked([changed if one == whole.held_out[0] else one for one in questions]) != asked(questions)
+    pairs = [replace(one, article=f"{one.article}, another name") for one in questions]
+    assert asked(pairs) != asked(questions)
 
 
 def held_out(task: CompressTask) -> tuple[list[str], list[Question]]:

@@ -48,6 +48,19 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (hotpot.text, hotpot.answers) == ("One. Two.\nThree.", ("two",))
 
 
+def test_every_file_of_a_folder_is_read(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(LOCAL).encode())
+    (tmp_path / "squad_qa.jsonl").write_text(json.dumps({**LOCAL, "id": "2"}), encoding="utf-8")
+    assert {one.id for one in read_questions([str(tmp_path)])} == {one.id for one in read_questions([f"{tmp_path}/*.jsonl"])} == {"1", "2"}
+
+
+def test_damaged_encoding_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "qa.jsonl"
+    path.write_bytes(json.dumps(LOCAL).encode() + b'\n{"text": "\xff"}\n')
+    with pytest.raises(UserError, match=r"qa\.jsonl:2"):
+        read_questions([str(path)])
+
+
 @pytest.mark.parametrize("line, said", [("{", "not a JSON row"), ("[1]", "found list"), ('{"text": "a"}', "found text")])
 def test_other_rows_are_named(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "qa.jsonl"
