@@ -108,7 +108,7 @@ def judged(run: Path, options: Options) -> dict[str, Any]:
     row = compression.scoreboard_row(ways["learned"], learned, learned, none, questions, resamples=200)
     lead = compression.difference(learned, shuffled, questions, resamples=200)
     texts = list(dict.fromkeys(one.text for one in questions))
-    soft = [loaded.compressor([text], loaded.lm, RATIO).tokens[0].detach() for text in texts]
+    soft = [loaded.compressor([text], loaded.lm, RATIO).soft.tokens[0].detach() for text in texts]
     findings = soft_token_findings(soft, embedding_rms=loaded.lm.embedding_rms())
     return {
         **findings, "nll": row["nll"], "f1": row["f1"], "unique_answers": row["unique_answers"], "n": len(questions),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _FIRST = ("full text", "no text", "learned", "truncated, same tokens", "shuffled")
 """Rows that are measured first: an evaluation that is stopped has them."""
+_OF_A_TEXT = 5
 
 
 @dataclass
@@ -42,17 +43,6 @@ class Loaded:
         from lsm.compress.objectives import silent
 
         return silent(self.lm, self.compressor)
-
-    def read_as(self, soft: list[Tensor], deltas: dict[int, list[Tensor]]) -> tuple[list[Tensor], AbstractContextManager[Any]]:
-        """Contexts with the cue behind them, and what is open while they are read."""
-        import torch
-        from torch import nn
-
-        from lsm.compress.objectives import injected
-
-        cue = [] if self.compressor.cue is None else [self.compressor.cue]
-        padded = {layer: [nn.functional.pad(row, (0, 0, 0, self.cue)) for row in rows] for layer, rows in deltas.items()}
-        return [torch.cat([row, *cue]) for row in soft], injected(self.lm, padded)
 
     @property
     def cue(self) -> int:
@@ -73,15 +63,15 @@ def load(run: Path, *, device: str) -> Loaded:
 
 
 def spread(questions: list[Question], n: int) -> list[Question]:
-    """`n` questions, evenly over articles, and in each over its texts; the first ones of each text."""
+    """`n` questions, evenly over articles, in each over its texts, in each text over its questions (which come in their answers' order)."""
     by_article: dict[str, dict[str, list[Question]]] = {}
     for one in questions:
         by_article.setdefault(one.article, {}).setdefault(one.text, []).append(one)
-    # Whole groups of up to five questions of evenly spaced texts: a text is read once for all its questions.
+    # Whole groups of evenly spaced texts: a text is read once for all its questions.
     chosen: list[Question] = []
     share = max(1, n // len(by_article))
     for texts in by_article.values():
-        groups = [own[:5] for own in texts.values()]
+        groups = [[own[(2 * k + 1) * len(own) // (2 * m)] for k in range(m)] for own in texts.values() for m in [min(_OF_A_TEXT, len(own))]]
         wanted = max(1, -(-share // max(1, round(sum(map(len, groups)) / len(groups)))))
         step = max(1, len(groups) // wanted)
         chosen += [one for group in groups[::step] for one in group][:share]
@@ -225,6 +215,7 @@ def ways_at(loaded: Loaded, questions: list[Question], ratio: int, options: Opti
     from lsm.bench import compression_controls as controls
     from lsm.bench.compression import Way
     from lsm.codes import soft_file
+    from lsm.compress.objectives import as_contexts
     from lsm.text.questions import others
 
     lm, compressor = loaded.lm, loaded.compressor
@@ -243,7 +234,7 @@ def ways_at(loaded: Loaded, questions: list[Question], ratio: int, options: Opti
                 wire = soft_file.Wire(bits, options.group, ratio, "", "", [code.cpu().numpy() for code in codes], heads)
                 back = soft_file.unpack(soft_file.pack(wire), origin="memory")
                 codes = [torch.from_numpy(code).to(lm.device) for code in back.codes]
-            return loaded.read_as(*compressor.receive(codes, heads, lm))
+            return as_contexts(lm, compressor.receive(codes, heads, lm), compressor.cue)
 
         return contexts
 
@@ -280,7 +271,7 @@ def _findings(loaded: Loaded, questions: list[Question], ratio: int, rows: list[
 
     texts = list(dict.fromkeys(one.text for one in questions))
     with torch.no_grad():
-        soft = [loaded.compressor([text], loaded.lm, ratio).tokens[0] for text in texts]
+        soft = [loaded.compressor([text], loaded.lm, ratio).soft.tokens[0] for text in texts]
         queries = loaded.compressor.queries
         asked = None if queries is None else queries.at(len(soft[0]))
     found = soft_token_findings(soft, embedding_rms=loaded.lm.embedding_rms(), queries=asked)

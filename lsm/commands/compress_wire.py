@@ -48,7 +48,8 @@ def ask(options: Options) -> dict[str, Any]:
 
     from lsm.codes.soft_file import unpack
     from lsm.commands.compress_eval import load
-    from lsm.lm.contexts import read_contexts, read_preamble, write_answers
+    from lsm.compress.objectives import read_soft
+    from lsm.lm.contexts import read_preamble, write_answers
     from lsm.text.questions import Question
 
     assert options.wire is not None and options.question is not None
@@ -67,9 +68,8 @@ def ask(options: Options) -> dict[str, Any]:
     with torch.no_grad(), loaded.silent():
         preamble = read_preamble(loaded.lm, loaded.prompts.preamble)
         for code, head in zip(wire.codes, wire.heads, strict=True):
-            soft, deltas = loaded.compressor.receive([torch.from_numpy(code).to(loaded.lm.device)], [head], loaded.lm)
-            contexts, around = loaded.read_as(soft, deltas)
-            read = read_contexts(loaded.lm, contexts, [0], preamble=preamble, around=around)
+            soft = loaded.compressor.receive([torch.from_numpy(code).to(loaded.lm.device)], [head], loaded.lm)
+            read = read_soft(loaded.lm, loaded.compressor, soft, [0], preamble)
             answers += write_answers(loaded.lm, read, prompts, max_new_tokens=24)
             print(answers[-1])
     return {"answers": answers, "ratio": wire.ratio, "bits": wire.bits}

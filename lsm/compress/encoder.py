@@ -7,33 +7,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
+from lsm.compress.networks import BYTE_WIDTH, ByteReader, Queries, Residual, quantised, zeroed
 from lsm.compress.settings import EncoderSettings
+from lsm.compress.windows import even_windows, pooled, window_softmax, windows_of_kept
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import attach_lora
 
 Pieces = Callable[[Sequence[str]], "list[tuple[Tensor, list[int]]]"]
 """Texts to each one's token states [T, F] and the characters at which its tokens begin."""
 _BYTES_PER_TOKEN = 4
-_BYTE_WIDTH = 128
-_QUERY_HEADS = 4
-_PLACES = 1024
 
 
 @dataclass
 class Soft:
-    """Compressed texts, each a row of the lists."""
+    """Compressed texts as the answering LM takes them, each a row of the lists."""
 
     tokens: list[Tensor]
     """[P, H]: text tokens of a hybrid, soft tokens."""
     deltas: dict[int, list[Tensor]]
     """For each injected depth what is added to the residual stream at those positions, [P, H]."""
+    states: dict[int, list[Tensor]]
+    """For each depth what takes the stream's place at the last positions, those of the soft tokens: [P − text tokens, H]."""
+
+
+@dataclass
+class Encoded:
+    """What a compressor makes of texts, each a row of the lists."""
+
+    codes: list[Tensor]
+    """[P, D]."""
     words: list[Tensor]
-    """[P, H]: the mean word embedding of each position's stretch of text, what alignment aims at."""
+    """[P, H]: the mean word embedding of each code's stretch of text, what alignment aims at."""
+    scores: list[Tensor]
+    """[T]: of each state, where pooling has a score; what `attend` trains."""
+
+
+@dataclass
+class Compressed:
+    """Soft tokens and what their training needs."""
+
+    soft: Soft
+    words: list[Tensor]
+    """[P, H] as of `Encoded`, text tokens of a hybrid before them."""
+    scores: list[Tensor]
     commitment: Tensor
     """Loss of the vector-quantised bottleneck; 0 without one."""
 
@@ -41,24 +64,29 @@ class Soft:
 class Compressor(nn.Module):
     """Encoder and adapter in one: `send` is what the sender does, `receive` what the reader does."""
 
-    def __init__(self, settings: EncoderSettings, lm: FrozenLM, pieces: Pieces | None, state_width: int = 0) -> None:
+    def __init__(
+        self, settings: EncoderSettings, lm: FrozenLM, pieces: Pieces | None, state_width: int = 0, before: Sequence[int] = ()
+    ) -> None:
+        """`before`: what the LM reads before each text, in its own reading as when it answers."""
         super().__init__()
         self.settings, self.lm_width, self._pieces = settings, lm.width, pieces
-        width = {"lm": lm.width, "encoder": state_width, "bytes": _BYTE_WIDTH}[settings.source]
-        self.base_dim = lm.width if settings.source == "lm" else width
+        self._before = [*lm.tokens.start_ids, *before]
+        width = {"lm": lm.width, "encoder": state_width, "bytes": BYTE_WIDTH}[settings.source]
+        self.base_dim = (lm.width if settings.source == "lm" else width) * (1 + len(settings.states))
         self.dim = settings.code_dim or self.base_dim
-        self.reader = _ByteReader() if settings.source == "bytes" else None
-        self.score = nn.Linear(width, 1) if settings.pooling == "weighted" else None
+        self.reader = ByteReader() if settings.source == "bytes" else None
+        self.score = nn.Linear(width, 1) if settings.pooling in ("weighted", "kept") else None
         if self.score is not None:
             nn.init.zeros_(self.score.weight)
-        self.queries = _Queries(width, self.base_dim) if settings.pooling == "queries" else None
+            nn.init.zeros_(self.score.bias)
+        self.queries = Queries(width, self.base_dim) if settings.pooling == "queries" else None
         # Where the LM reads itself, a code starts as the mean word embedding of its window, and states add to it from zero.
-        self.residual = _zeroed(nn.Linear(width, self.base_dim)) if settings.source == "lm" and settings.layer else None
-        self.mlp = _Residual(self.base_dim, settings.hidden) if settings.hidden else None
+        self.residual = zeroed(nn.Linear(width, lm.width)) if settings.source == "lm" and settings.layer else None
+        self.mlp = Residual(self.base_dim, settings.hidden, 1 + len(settings.states)) if settings.hidden else None
         self.narrow = nn.Linear(self.base_dim, self.dim) if settings.code_dim else None
         self.codebook = nn.Embedding(settings.codebook, self.dim) if settings.codebook else None
         self.adapter = nn.Linear(self.dim, lm.width) if settings.source != "lm" or settings.code_dim else None
-        self.depths = nn.ModuleDict({str(layer): _zeroed(nn.Linear(self.dim, lm.width)) for layer in settings.depths})
+        self.depths = nn.ModuleDict({str(layer): zeroed(nn.Linear(self.dim, lm.width)) for layer in settings.depths})
         rms = lm.embedding_rms()
         self.cue = nn.Parameter(torch.randn(settings.cue, lm.width) * rms) if settings.cue else None
         if self.adapter is not None:  # untrained soft tokens have the size of words where codes have entries of size 1
@@ -74,17 +102,17 @@ class Compressor(nn.Module):
         self.register_buffer("word_std_H", embedding.std(0), persistent=False)
         self.rms = rms
 
-    def forward(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> Soft:
+    def forward(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> Compressed:
         """What the LM reads in place of the texts."""
         heads, rests = self.split(texts, lm)
-        codes, words = self.encode(rests, lm, ratio)
-        commitment = codes[0].new_zeros(())
+        found = self.encode(rests, lm, ratio)
+        codes, commitment = found.codes, found.codes[0].new_zeros(())
         if self.codebook is not None:
-            codes, commitment = _quantised(codes, self.codebook)
-        soft, deltas = self.receive(codes, heads, lm)
+            codes, commitment = quantised(codes, self.codebook)
+        soft, words = self.receive(codes, heads, lm), found.words
         if self.settings.text_tokens:
-            words = [torch.cat([row[: len(row) - len(word)].detach(), word]) for row, word in zip(soft, words, strict=True)]
-        return Soft(soft, deltas, words, commitment)
+            words = [torch.cat([row[: len(row) - len(word)].detach(), word]) for row, word in zip(soft.tokens, words, strict=True)]
+        return Compressed(soft, words, found.scores, commitment)
 
     def split(self, texts: Sequence[str], lm: FrozenLM) -> tuple[list[str], list[str]]:
         """What of each text goes as text (a hybrid's first tokens), and the rest."""
@@ -98,12 +126,16 @@ class Compressor(nn.Module):
     def send(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> tuple[list[Tensor], list[str]]:
         """Codes [P, D] and texts' beginnings, all that a reader needs."""
         heads, rests = self.split(texts, lm)
-        codes = self.encode(rests, lm, ratio)[0]
-        return (codes if self.codebook is None else _quantised(codes, self.codebook)[0]), heads
+        codes = self.encode(rests, lm, ratio).codes
+        return (codes if self.codebook is None else quantised(codes, self.codebook)[0]), heads
 
-    def receive(self, codes: Sequence[Tensor], heads: Sequence[str], lm: FrozenLM) -> tuple[list[Tensor], dict[int, list[Tensor]]]:
-        """Soft tokens [P, H] behind what came as text, and what is added to them at depths."""
-        soft = [self._matched(code if self.adapter is None else self.adapter(code)) for code in codes]
+    def receive(self, codes: Sequence[Tensor], heads: Sequence[str], lm: FrozenLM) -> Soft:
+        """Soft tokens behind what came as text, and what happens to their positions at depths."""
+        inputs, states = list(codes), {}
+        if self.settings.states:
+            inputs, *deep = zip(*(code.split(self.lm_width, dim=1) for code in codes), strict=True)
+            states = {layer: list(rows) for layer, rows in zip(self.settings.states, deep, strict=True)}
+        soft = [self._matched(code if self.adapter is None else self.adapter(code)) for code in inputs]
         deltas = {int(layer): [project(code) for code in codes] for layer, project in self.depths.items()}
         if self.settings.text_tokens:
             before = [lm.embed(torch.tensor([row], dtype=torch.int64, device=lm.device))[0].float() for row in lm.tokens.encode(heads)]
@@ -112,14 +144,16 @@ class Compressor(nn.Module):
                 for layer, rows in deltas.items()
             }
             soft = [torch.cat(pair) for pair in zip(before, soft, strict=True)]
-        return soft, deltas
+        return Soft(soft, deltas, states)
 
-    def encode(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Codes [P, D] of each text, and the mean word embedding [P, H] of each window."""
+    def encode(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> Encoded:
+        """Codes of each text, the words that they stand for, and how its states were scored."""
         ids, starts = lm.tokens.encode(texts), lm.tokens.starts(texts)
         embedded = [lm.embed(torch.tensor([row or [lm.tokens.end_id]], device=lm.device))[0].float() for row in ids]
+        deep: list[list[Tensor]] = [[] for _ in texts]
         if self.settings.source == "lm":
-            states, places = self._lm_states(embedded, lm), starts
+            states, deep = self._lm_states(embedded, lm)
+            places = starts
         elif self.settings.source == "bytes":
             assert self.reader is not None
             states, places = self.reader(texts)
@@ -128,23 +162,29 @@ class Compressor(nn.Module):
             assert self._pieces is not None, "source encoder needs one"
             found = self._pieces(texts)
             states, places = [state.to(lm.device) for state, _ in found], [place for _, place in found]
-        codes, words = [], []
+        result = Encoded([], [], [])
         for row, state_TF in enumerate(states):
-            window_T = torch.arange(len(state_TF), device=lm.device) // ratio
+            score_T = self._score(state_TF, ids[row])
+            if self.settings.pooling == "kept":
+                assert score_T is not None
+                kept_P, window_T = windows_of_kept(score_T, -(-len(state_TF) // ratio))
+            else:
+                kept_P, window_T = None, even_windows(len(state_TF), ratio).to(lm.device)
+            n_windows = int(window_T[-1]) + 1
             first = torch.tensor(places[row][::ratio] or [0])
             own_T = torch.searchsorted(first, torch.tensor(starts[row] or [0]), right=True).clamp(min=1).to(lm.device) - 1
-            words_PH = _pooled(embedded[row], own_T, len(first))
-            words.append(words_PH)
-            codes.append(self._code(state_TF, window_T, len(first), embedded[row], ids[row]))
-        return codes, words
+            result.words.append(pooled(embedded[row], own_T if kept_P is None else window_T, n_windows))
+            result.codes.append(self._code(state_TF, window_T, n_windows, score_T, kept_P, [embedded[row], *deep[row]]))
+            result.scores += [] if score_T is None else [score_T]
+        return result
 
     @torch.no_grad()
     def fit_words(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> None:
         """Set the adapter by ridge regression so that untrained codes already give each window's mean word embedding."""
         assert self.adapter is not None
         pairs = [self.encode(texts[start : start + 16], lm, ratio) for start in range(0, len(texts), 16)]
-        codes_ND = torch.cat([code for codes, _ in pairs for code in codes]).double()
-        words_NH = torch.cat([word for _, words in pairs for word in words]).double()
+        codes_ND = torch.cat([code for pair in pairs for code in pair.codes]).double()
+        words_NH = torch.cat([word for pair in pairs for word in pair.words]).double()
         mean_D, mean_H = codes_ND.mean(0), words_NH.mean(0)
         centred_ND = codes_ND - mean_D
         gram_DD = centred_ND.T @ centred_ND
@@ -153,34 +193,49 @@ class Compressor(nn.Module):
         self.adapter.weight.copy_(weight_DH.T)
         self.adapter.bias.copy_(mean_H - mean_D @ weight_DH)
 
-    def _lm_states(self, embedded: Sequence[Tensor], lm: FrozenLM) -> list[Tensor]:
-        if not self.settings.layer:
-            return list(embedded)
+    def _lm_states(self, embedded: Sequence[Tensor], lm: FrozenLM) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Of each text its states [T, H] at `layer`, normed, and those at each of the depths `states` as they are."""
+        wanted = [self.settings.layer, *self.settings.states]
+        if not any(wanted):
+            return list(embedded), [[] for _ in embedded]
         padded = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
-        if self.lora:
-            hidden_CTH = lm.hidden(padded, self.settings.layer)
-        else:
-            with torch.no_grad():
-                hidden_CTH = lm.hidden(padded, self.settings.layer)
-        # Some entries of a residual stream are a thousand times the others.
-        normed_CTH = nn.functional.layer_norm(hidden_CTH.float().clamp(-50, 50), hidden_CTH.shape[-1:])
-        return [normed_CTH[row, : len(rows)] for row, rows in enumerate(embedded)]
+        with nullcontext() if self.lora else torch.no_grad():
+            cache = None
+            if self._before:
+                cache = DynamicCache(config=lm.model.config)
+                lm.hidden_at(lm.embed(torch.tensor([self._before], device=lm.device)), wanted, cache)
+                cache.batch_repeat_interleave(len(embedded))
+            first_CTH, *deep = (states_CTH.float() for states_CTH in lm.hidden_at(padded, wanted, cache))
+        if self.settings.layer:  # some entries of a residual stream are a thousand times the others
+            first_CTH = nn.functional.layer_norm(first_CTH.clamp(-50, 50), first_CTH.shape[-1:])
+        deep_of = [[states[row, : len(own)] for states in deep] for row, own in enumerate(embedded)]
+        return [states_TH[: len(own)] for states_TH, own in zip(first_CTH, embedded, strict=True)], deep_of
 
-    def _code(self, state_TF: Tensor, window_T: Tensor, n_windows: int, embedded_TH: Tensor, ids: Sequence[int]) -> Tensor:
-        weight_T = None
-        if self.score is not None:
-            logit_T = self.score(state_TF)[:, 0]
-            if self.settings.rarity and self.settings.source == "lm":
-                logit_T = logit_T + self.settings.rarity * torch.tensor(ids or [0], device=logit_T.device).float().add(1).log()
-            weight_T = _window_softmax(logit_T, window_T, n_windows)
+    def _score(self, state_TF: Tensor, ids: Sequence[int]) -> Tensor | None:
+        if self.score is None:
+            return None
+        score_T = self.score(state_TF)[:, 0]
+        if self.settings.rarity and self.settings.source == "lm":
+            score_T = score_T + self.settings.rarity * torch.tensor(ids or [0], device=score_T.device).float().add(1).log()
+        return score_T
+
+    def _code(
+        self, state_TF: Tensor, window_T: Tensor, n_windows: int, score_T: Tensor | None, kept_P: Tensor | None, own: Sequence[Tensor]
+    ) -> Tensor:
+        """Codes [P, D] of one text; `own`: its word embeddings and deeper states [T, H], of which the LM's own codes are made."""
+        weight_T = None if score_T is None else window_softmax(score_T, window_T, n_windows)
+        if kept_P is not None:  # the kept token alone; the score has the gradient of the softmax (straight through)
+            assert weight_T is not None
+            weight_T = torch.zeros_like(weight_T).index_fill(0, kept_P, 1.0) + weight_T - weight_T.detach()
         if self.queries is not None:
             code = self.queries(state_TF, n_windows)
         elif self.settings.source == "lm":
-            code = _pooled(embedded_TH, window_T, n_windows, weight_T)
+            code = pooled(torch.cat(list(own), dim=1), window_T, n_windows, weight_T)
             if self.residual is not None:
-                code = code + self.rms * self.residual(_pooled(state_TF, window_T, n_windows, weight_T))
+                more_PH = self.rms * self.residual(pooled(state_TF, window_T, n_windows, weight_T if kept_P is None else None))
+                code = code + nn.functional.pad(more_PH, (0, code.shape[1] - more_PH.shape[1]))
         else:
-            code = _pooled(state_TF, window_T, n_windows, weight_T)
+            code = pooled(state_TF, window_T, n_windows, weight_T)
         if self.mlp is not None:
             code = self.mlp(code)
         return code if self.narrow is None else self.narrow(code)
@@ -191,92 +246,3 @@ class Compressor(nn.Module):
         if self.settings.match == "distribution":
             return nn.functional.layer_norm(soft_PH, soft_PH.shape[-1:]) * self.word_std_H + self.word_mean_H
         return soft_PH
-
-
-class _ByteReader(nn.Module):
-    """UTF-8 bytes → states [T, F]: embeddings, sinusoids of place and two transformer layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(256, _BYTE_WIDTH)
-        layer = nn.TransformerEncoderLayer(_BYTE_WIDTH, 4, 2 * _BYTE_WIDTH, dropout=0.0, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-
-    def forward(self, texts: Sequence[str]) -> tuple[list[Tensor], list[list[int]]]:
-        device = self.embedding.weight.device
-        rows = [list(text.encode("utf-8", errors="replace")) or [0] for text in texts]
-        places = [[i for i, letter in enumerate(text) for _ in letter.encode("utf-8", errors="replace")] or [0] for text in texts]
-        padded = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
-        inside = torch.arange(padded.shape[1], device=device) < torch.tensor([[len(row)] for row in rows], device=device)
-        states_CTF = self.layers(self.embedding(padded) + _sinusoids(padded.shape[1], _BYTE_WIDTH, device), src_key_padding_mask=~inside)
-        return [states_CTF[row, : len(ids)] for row, ids in enumerate(rows)], places
-
-
-class _Queries(nn.Module):
-    """Cross-attention: as many queries as soft tokens, told apart by where in the text they stand (Flamingo's resampler, one layer)."""
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.query, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
-        self.attend = nn.MultiheadAttention(width, _QUERY_HEADS, batch_first=True)
-        self.out = nn.Linear(width, dim)
-
-    def at(self, n_windows: int) -> Tensor:
-        """The queries [P, F] for so many soft tokens."""
-        return self.query(_sinusoids(_PLACES, self.query.in_features, self.query.weight.device)[_centres(n_windows)])
-
-    def forward(self, state_TF: Tensor, n_windows: int) -> Tensor:
-        place_TF = _sinusoids(_PLACES, state_TF.shape[1], state_TF.device)[_centres(len(state_TF))]
-        query_PF = self.at(n_windows)
-        keys_TF = self.norm(state_TF) + place_TF
-        return self.out(self.attend(query_PF[None], keys_TF[None], keys_TF[None], need_weights=False)[0][0])
-
-
-class _Residual(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, hidden), _zeroed(nn.Linear(hidden, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
-
-
-def _centres(n: int) -> Tensor:
-    """Places of n things spread evenly over a text, on a scale of `_PLACES`."""
-    return ((torch.arange(n) + 0.5) * _PLACES / n).long()
-
-
-def _zeroed(layer: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    rate = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10_000.0) / width))
-    angle = torch.arange(length, device=device)[:, None] * rate
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width]
-
-
-def _pooled(state_TF: Tensor, window_T: Tensor, n_windows: int, weight_T: Tensor | None = None) -> Tensor:
-    """Means [P, F] of windows, or sums with weights that already add up to 1; a window without states gives zeros."""
-    sums_PF = state_TF.new_zeros(n_windows, state_TF.shape[1])
-    if weight_T is not None:
-        return sums_PF.index_add(0, window_T, state_TF * weight_T[:, None])
-    return sums_PF.index_add(0, window_T, state_TF) / torch.bincount(window_T, minlength=n_windows).clamp(min=1)[:, None]
-
-
-def _window_softmax(logit_T: Tensor, window_T: Tensor, n_windows: int) -> Tensor:
-    """Softmax within each window; from its own maximum, so that a window far below the text's highest score keeps its weights."""
-    top_P = logit_T.new_full((n_windows,), -torch.inf).scatter_reduce(0, window_T, logit_T.detach(), "amax")
-    power_T = torch.exp(logit_T - top_P[window_T])
-    return power_T / logit_T.new_zeros(n_windows).index_add(0, window_T, power_T)[window_T]
-
-
-def _quantised(codes: Sequence[Tensor], codebook: nn.Embedding) -> tuple[list[Tensor], Tensor]:
-    """Nearest entries, gradients straight through, and codebook plus commitment loss (weights 1 and 0.25)."""
-    flat_ND = torch.cat(list(codes))
-    nearest_ND = codebook(torch.cdist(flat_ND.detach(), codebook.weight.detach()).argmin(1))
-    loss = (nearest_ND - flat_ND.detach()).pow(2).mean() + 0.25 * (nearest_ND.detach() - flat_ND).pow(2).mean()
-    through_ND = flat_ND + (nearest_ND - flat_ND).detach()
-    return list(through_ND.split([len(code) for code in codes])), loss

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from lsm.compress.encoder import Compressor, Soft
+from lsm.compress.encoder import Compressed, Compressor, Soft
 from lsm.compress.prompts import AGAIN
 from lsm.compress.settings import ObjectiveSettings
 from lsm.lm.contexts import Read, answer_hidden, read_contexts
@@ -25,21 +24,31 @@ _CONTRASTIVE_TEMPERATURE = 0.07
 
 
 @contextmanager
-def injected(lm: FrozenLM, deltas: dict[int, list[Tensor]]) -> Iterator[None]:
-    """While open, the deltas are added to the residual stream of contexts that are read."""
+def injected(lm: FrozenLM, soft: Soft) -> Iterator[None]:
+    """While open, what `soft` says of depths is done to its positions of contexts that are read, padded on the right."""
     with ExitStack() as stack:
-        for layer, rows in deltas.items():
-            added_CPH = pad_sequence(rows, batch_first=True)
-            stack.enter_context(lm.inject(layer, lambda stream, added=added_CPH: stream + added.to(stream.dtype)))
+        for layer, rows in soft.deltas.items():
+            stack.enter_context(lm.inject(layer, lambda stream, rows=rows: stream + _placed(stream, rows, [0] * len(rows))[0]))
+        first = [len(row) - len(next(iter(soft.states.values()))[place]) if soft.states else 0 for place, row in enumerate(soft.tokens)]
+        for layer, rows in soft.states.items():
+
+            def put(stream: Tensor, rows: list[Tensor] = rows) -> Tensor:
+                values, inside = _placed(stream, rows, first)
+                return torch.where(inside, values, stream)
+
+            stack.enter_context(lm.inject(layer, put))
         yield
+
+
+def as_contexts(lm: FrozenLM, soft: Soft, cue: Tensor | None) -> tuple[list[Tensor], AbstractContextManager[None]]:
+    """Soft tokens [P, H] with the cue behind them, and what is open while they are read."""
+    return [torch.cat([row, *([] if cue is None else [cue])]) for row in soft.tokens], injected(lm, soft)
 
 
 def read_soft(lm: FrozenLM, compressor: Compressor, soft: Soft, row_of_N: Sequence[int], preamble: Read) -> Read:
     """The LM reads soft tokens and the cue behind them."""
-    cue = [] if compressor.cue is None else [compressor.cue]
-    deltas = {layer: [nn.functional.pad(row, (0, 0, 0, sum(map(len, cue)))) for row in rows] for layer, rows in soft.deltas.items()}
-    contexts = [torch.cat([row, *cue]) for row in soft.tokens]
-    return read_contexts(lm, contexts, row_of_N, preamble=preamble, around=injected(lm, deltas))
+    contexts, around = as_contexts(lm, soft, compressor.cue)
+    return read_contexts(lm, contexts, row_of_N, preamble=preamble, around=around)
 
 
 def answer_terms(
@@ -81,14 +90,14 @@ def reconstruction(settings: ObjectiveSettings, lm: FrozenLM, read: Read, texts:
     return frozen_cross_entropy(hidden_AH, lm.head_VH, torch.tensor([t for row in targets for t in row], device=lm.device)).mean()
 
 
-def soft_terms(settings: ObjectiveSettings, soft: Soft, rms: float) -> dict[str, Tensor]:
+def soft_terms(settings: ObjectiveSettings, made: Compressed, rms: float) -> dict[str, Tensor]:
     """The terms that need no LM."""
     terms = {}
     if settings.align:
-        error = torch.cat([(a - b).pow(2).mean(-1) for a, b in zip(soft.tokens, soft.words, strict=True)])
+        error = torch.cat([(a - b).pow(2).mean(-1) for a, b in zip(made.soft.tokens, made.words, strict=True)])
         terms["align"] = settings.align * error.mean() / rms**2
-    mean_CH = nn.functional.normalize(torch.stack([row.mean(0) for row in soft.tokens]), dim=-1)
-    words_CH = nn.functional.normalize(torch.stack([row.mean(0) for row in soft.words]), dim=-1)
+    mean_CH = nn.functional.normalize(torch.stack([row.mean(0) for row in made.soft.tokens]), dim=-1)
+    words_CH = nn.functional.normalize(torch.stack([row.mean(0) for row in made.words]), dim=-1)
     if settings.anchor:
         terms["anchor"] = settings.anchor * (1 - (mean_CH * words_CH).sum(-1)).mean()
     if settings.contrastive:
@@ -97,7 +106,7 @@ def soft_terms(settings: ObjectiveSettings, soft: Soft, rms: float) -> dict[str,
             logits_CC, torch.arange(len(logits_CC), device=mean_CH.device)
         )
     if settings.diversity:
-        terms["diversity"] = settings.diversity * torch.stack([_likeness(row) for row in soft.tokens]).mean()
+        terms["diversity"] = settings.diversity * torch.stack([_likeness(row) for row in made.soft.tokens]).mean()
     return terms
 
 
@@ -115,6 +124,15 @@ def guess(lm: FrozenLM, hidden_AH: Tensor, answers: Sequence[Sequence[int]], sha
 def silent(lm: FrozenLM, compressor: Compressor) -> AbstractContextManager[Any]:
     """While open the LM answers without the encoder's LoRA."""
     return lora_off(lm) if compressor.lora else ExitStack()
+
+
+def _placed(stream_CPH: Tensor, rows: Sequence[Tensor], first: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The rows [P, H] as a tensor like the stream, each from its first position on, and which positions [C, P, 1] they fill."""
+    longest = stream_CPH.shape[1]
+    values = [nn.functional.pad(row, (0, 0, at, longest - at - len(row))) for row, at in zip(rows, first, strict=True)]
+    place_P = torch.arange(longest, device=stream_CPH.device)
+    inside = [(place_P >= at) & (place_P < at + len(row)) for row, at in zip(rows, first, strict=True)]
+    return torch.stack(values).to(stream_CPH.dtype), torch.stack(inside)[:, :, None]
 
 
 def _likeness(soft_PH: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lsm.compress.encoder import Compressor, Pieces
+from lsm.compress.prompts import Prompts
 from lsm.compress.settings import CompressSettings
 from lsm.config import settings_from, to_dict
 from lsm.errors import UserError
@@ -78,7 +79,7 @@ def load_compressor(
     if not same_lm(config["lm"], lm):
         raise UserError(f"compressor {folder} was trained with LM {config['lm'].get('name')}, not {lm.name}; load that one")
     with torch.random.fork_rng(devices=[]):
-        compressor = Compressor(settings.encoder, lm, pieces, width).to(lm.device)
+        compressor = Compressor(settings.encoder, lm, pieces, width, Prompts(lm.tokens, settings.data.shots).preamble).to(lm.device)
     try:
         compressor.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:

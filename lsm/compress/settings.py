@@ -9,7 +9,7 @@ from lsm.config import STRICT
 from lsm.training.settings import TrainingSettings, refuse
 
 Source = Literal["lm", "encoder", "bytes"]
-Pooling = Literal["mean", "weighted", "queries"]
+Pooling = Literal["mean", "weighted", "queries", "kept"]
 Match = Literal["none", "rms", "distribution"]
 
 
@@ -29,9 +29,13 @@ class EncoderSettings:
     lora_rank: int = 0
     """With source lm: rank of LoRA layers inside the reading LM; the answering LM stays without them. 0 = none."""
     pooling: Pooling = "weighted"
-    """mean of each window; weighted: by a trained score of each state, which starts as the mean; queries: cross-attention over all."""
+    """mean of each window; weighted: by a trained score of each state, which starts as the mean; queries: cross-attention over all; kept:
+    the tokens of the text with the highest scores, as they are."""
     rarity: float = 0.0
-    """Weighted pooling starts at this times the log of the token's number: BPE tokens are numbered from frequent to rare."""
+    """Scores start at this times the log of the token's number: BPE tokens are numbered from frequent to rare."""
+    states: tuple[int, ...] = ()
+    """With source lm: layers behind which a soft token's position takes the reader's pooled states there, in place of what the answering
+    LM makes of it. With every layer a kept token is that token's keys and values, as evicting all others from a cache leaves them."""
     code_dim: int | None = None
     """Width of a code on the wire; None = as the source gives it."""
     hidden: int = 0
@@ -58,6 +62,14 @@ class EncoderSettings:
         problems += ["encoder.lora_rank needs encoder.source lm and a layer above 0"] * (
             self.lora_rank > 0 and (self.source != "lm" or self.layer < 1)
         )
+        problems += ["encoder.states count from 1, each once, in rising order"] * (
+            list(self.states) != sorted({*self.states}) or min(self.states, default=1) < 1
+        )
+        problems += ["encoder.states needs encoder.source lm and no code_dim, codebook or depths"] * (
+            bool(self.states) and (self.source != "lm" or bool(self.code_dim or self.codebook or self.depths))
+        )
+        problems += ["encoder.states needs encoder.pooling mean, weighted or kept"] * (bool(self.states) and self.pooling == "queries")
+        problems += ["encoder.pooling kept needs encoder.source lm"] * (self.pooling == "kept" and self.source != "lm")
         refuse(problems)
 
 
@@ -91,6 +103,8 @@ class ObjectiveSettings:
     """InfoNCE: the mean soft token finds its text's mean word embedding among those of the batch (temperature 0.07)."""
     scheduled: float = 0.0
     """Share of answer tokens that are read as the LM itself wrote them (scheduled sampling, Bengio et al. 2015)."""
+    attend: float = 0.0
+    """Cross-entropy of the scores' softmax over a text to where the LM looks in the full text while it answers: what to keep."""
 
     def __post_init__(self) -> None:
         numbers = {name: value for name, value in vars(self).items() if name != "temperature"}

@@ -73,12 +73,13 @@ class CompressTask(Task):
         self.rows = [*(one for rows in self.by_text.values() for one in rows), *self.held_out]
         # One held-out article has no other beside it: then its texts stand against those of the training.
         self.other = others(self.held_out if len(away) > 1 else self.rows)
+        self.prompts = Prompts(lm.tokens, settings.data.shots)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.compressor = self.module = Compressor(settings.encoder, lm, pieces, state_width).to(lm.device)
+            made = Compressor(settings.encoder, lm, pieces, state_width, self.prompts.preamble)
+        self.compressor = self.module = made.to(lm.device)
         if self.compressor.adapter is not None and settings.encoder.source == "encoder" and not settings.encoder.code_dim:
             self.compressor.fit_words(self.texts[:_FIT_TEXTS], lm, min(settings.ratios))
-        self.prompts = Prompts(lm.tokens, settings.data.shots)
         with silent(lm, self.compressor):
             self.preamble = read_preamble(lm, self.prompts.preamble)
         self._scores: dict[str, float] = {}
@@ -147,10 +148,10 @@ class CompressTask(Task):
 
     def _terms(self, batch: QuestionBatch) -> dict[str, Tensor]:
         wanted, lm, compressor = self.settings.objectives, self.lm, self.compressor
-        soft = compressor(batch.texts, lm, batch.ratio)
-        terms = soft_terms(wanted, soft, compressor.rms)
+        made = compressor(batch.texts, lm, batch.ratio)
+        soft, terms = made.soft, soft_terms(wanted, made, compressor.rms)
         if compressor.codebook is not None:
-            terms["commitment"] = soft.commitment
+            terms["commitment"] = made.commitment
         first = batch.index < wanted.reconstruct_steps * self.settings.accumulate
         with silent(lm, compressor):
             if first or wanted.reconstruct:
@@ -187,7 +188,7 @@ class CompressTask(Task):
             rows = texts[start : start + self.settings.data.contexts]
             own = [one for one in questions if one.text in rows]
             row_of_N = [rows.index(one.text) for one in own]
-            soft = self.compressor([read_from[text] for text in rows] if read_from else rows, self.lm, ratio) if ratio else None
+            soft = self.compressor([read_from[text] for text in rows] if read_from else rows, self.lm, ratio).soft if ratio else None
             with silent(self.lm, self.compressor):
                 if soft is None:
                     cue = self.compressor.cue if self.compressor.cue is not None else torch.zeros(0, self.lm.width, device=self.lm.device)

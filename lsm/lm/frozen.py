@@ -6,7 +6,7 @@ Shape letters: B rows, T tokens, P prefix positions, H hidden width, V vocabular
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -242,17 +242,26 @@ class FrozenLM:
 
     def hidden(self, inputs_BTH: Tensor, layer: int) -> Tensor:
         """The residual stream [B, T, H] after `layer` layers (0 = the inputs, n_layers = before the final norm)."""
-        if layer == 0:
-            return inputs_BTH.to(self.dtype)
-        caught: list[Tensor] = []
-        layers = self._layers
-        with self._hooked(layer - 1, lambda states: caught.append(states) or states):
-            self._layers = layers[:layer]  # what lies above is not asked
-            try:
-                self.final_hidden(inputs_BTH)
-            finally:
-                self._layers = layers
-        return caught[0]
+        return self.hidden_at(inputs_BTH, [layer])[0]
+
+    def hidden_at(self, inputs_BTH: Tensor, wanted: Sequence[int], cache: Any = None) -> list[Tensor]:
+        """The residual stream [B, T, H] after each of the `wanted` numbers of layers; what lies above the highest is not asked.
+
+        Args:
+            cache: of what was read before the inputs; it grows. Padding stands on the right.
+        """
+        caught = {0: inputs_BTH.to(self.dtype)}
+        highest, layers = max(wanted), self._layers
+        if highest:
+            with ExitStack() as stack:
+                for layer in {*wanted} - {0}:
+                    stack.enter_context(self._hooked(layer - 1, lambda stream, at=layer: caught.setdefault(at, stream)))
+                self._layers = layers[:highest]
+                try:
+                    self.final_hidden(inputs_BTH, cache)
+                finally:
+                    self._layers = layers
+        return [caught[layer] for layer in wanted]
 
     @contextmanager
     def inject(self, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:

@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lsm.compress.encoder import Compressor, _window_softmax
+from lsm.compress.encoder import Compressor
+from lsm.compress.objectives import read_soft
 from lsm.compress.settings import CompressSettings, DataSettings, EncoderSettings, ObjectiveSettings
 from lsm.compress.task import CompressTask
+from lsm.compress.windows import window_softmax, windows_of_kept
 from lsm.errors import UserError
+from lsm.lm.contexts import answer_hidden, read_contexts, read_preamble
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import detach_lora, has_lora
 from lsm.text.questions import Question
@@ -27,12 +30,12 @@ def words(texts: list[str]) -> list[tuple[torch.Tensor, list[int]]]:
 
 def made(lm: FrozenLM, **settings: object) -> Compressor:
     torch.manual_seed(0)
-    return Compressor(EncoderSettings(**settings), lm, words, 12)  # ty: ignore[invalid-argument-type]
+    return Compressor(EncoderSettings(**settings), lm, words, 12, list(b"Text:"))  # ty: ignore[invalid-argument-type]
 
 
 def test_untrained_mean_pooling_is_the_mean_word_embedding(lm: FrozenLM) -> None:
-    soft = made(lm, layer=1, pooling="mean")(TEXTS, lm, 4)
-    for text, tokens, word in zip(TEXTS, soft.tokens, soft.words, strict=True):
+    compressed = made(lm, layer=1, pooling="mean")(TEXTS, lm, 4)
+    for text, tokens, word in zip(TEXTS, compressed.soft.tokens, compressed.words, strict=True):
         ids = torch.tensor([list(text.encode())])
         wanted = torch.stack([part.mean(0) for part in lm.embed(ids)[0].split(4)])
         torch.testing.assert_close(tokens, wanted)
@@ -40,13 +43,13 @@ def test_untrained_mean_pooling_is_the_mean_word_embedding(lm: FrozenLM) -> None
 
 
 def test_one_token_a_window_replays_the_text(lm: FrozenLM) -> None:
-    soft = made(lm, layer=0, rarity=2.0)([TEXTS[0]], lm, 1)
+    soft = made(lm, layer=0, rarity=2.0)([TEXTS[0]], lm, 1).soft
     torch.testing.assert_close(soft.tokens[0], lm.embed(torch.tensor([list(TEXTS[0].encode())]))[0])
 
 
 def test_a_window_far_below_the_highest_score_keeps_its_weights() -> None:
     logit_T = torch.tensor([300.0, 299.0, -300.0, -301.0, -300.0], requires_grad=True)
-    weight_T = _window_softmax(logit_T, torch.tensor([0, 0, 1, 1, 2]), 3)
+    weight_T = window_softmax(logit_T, torch.tensor([0, 0, 1, 1, 2]), 3)
     pair = torch.softmax(torch.tensor([1.0, 0.0]), 0)
     torch.testing.assert_close(weight_T, torch.cat([pair, pair, torch.ones(1)]))
     weight_T[2].backward()
@@ -58,6 +61,8 @@ def test_a_window_far_below_the_highest_score_keeps_its_weights() -> None:
     [
         {"source": "lm", "layer": 1, "pooling": "queries"},
         {"source": "lm", "layer": 2, "code_dim": 5, "hidden": 8, "depths": (1, 2)},
+        {"source": "lm", "layer": 1, "pooling": "kept", "rarity": 1.0, "states": (1,), "hidden": 8},
+        {"source": "lm", "layer": 0, "pooling": "mean", "states": (1, 2)},
         {"source": "encoder", "pooling": "weighted"},
         {"source": "encoder", "codebook": 4},
         {"source": "bytes", "pooling": "mean", "match": "rms"},
@@ -70,17 +75,42 @@ def test_a_text_is_compressed_alike_in_any_batch(lm: FrozenLM, settings: dict) -
     with torch.no_grad():
         together, alone = compressor(TEXTS, lm, 4), [compressor([text], lm, 4) for text in TEXTS]
     for row, one in enumerate(alone):
-        torch.testing.assert_close(together.tokens[row], one.tokens[0], atol=1e-5, rtol=1e-4)
-        assert together.words[row].shape == together.tokens[row].shape
+        torch.testing.assert_close(together.soft.tokens[row], one.soft.tokens[0], atol=1e-5, rtol=1e-4)
+        assert together.words[row].shape == together.soft.tokens[row].shape
+        for layer, states in one.soft.states.items():
+            torch.testing.assert_close(together.soft.states[layer][row], states[0], atol=1e-4, rtol=1e-4)
+
+
+def test_windows_end_at_what_is_kept() -> None:
+    kept_P, window_T = windows_of_kept(torch.tensor([0.0, 5.0, 1.0, 2.0, 9.0, 0.0]), 3)
+    assert kept_P.tolist() == [1, 3, 4] and window_T.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("text_tokens", [0, 4])
+def test_every_token_kept_with_every_state_is_the_text(lm: FrozenLM, text_tokens: int) -> None:
+    compressor = made(lm, layer=0, pooling="kept", states=(1,), cue=2, text_tokens=text_tokens).eval()  # the stub has two layers
+    prompts, answers = [list(b"?"), list(b"Who?"), list(b"So")], [list(b" A."), list(b" B"), list(b" C")]
+    preamble = read_preamble(lm, list(b"Text:"))
+    assert compressor.cue is not None
+    with torch.no_grad():
+        soft = compressor(TEXTS, lm, 1).soft
+        read = read_soft(lm, compressor, soft, [0, 1, 2], preamble)
+        whole = [torch.cat([lm.embed(torch.tensor([list(text.encode())]))[0], compressor.cue]) for text in TEXTS]
+        wanted = answer_hidden(lm, read_contexts(lm, whole, [0, 1, 2], preamble=preamble), prompts, answers)
+        if not text_tokens:  # a hybrid reads its states without the text before them
+            torch.testing.assert_close(answer_hidden(lm, read, prompts, answers), wanted, atol=1e-4, rtol=1e-4)
+        soft.states[1] = [states + 1 for states in soft.states[1]]
+        changed = read_soft(lm, compressor, soft, [0, 1, 2], preamble)
+        assert not torch.allclose(answer_hidden(lm, changed, prompts, answers), wanted, atol=1e-2)
 
 
 def test_hybrid_begins_with_its_text_and_travels(lm: FrozenLM) -> None:
     compressor = made(lm, layer=1, text_tokens=4, depths=(1,)).eval()
-    soft = compressor([TEXTS[0]], lm, 4)
+    soft = compressor([TEXTS[0]], lm, 4).soft
     torch.testing.assert_close(soft.tokens[0][:4], lm.embed(torch.tensor([list(b"Anna")]))[0])
     codes, heads = compressor.send([TEXTS[0]], lm, 4)
     assert heads == ["Anna"]
-    torch.testing.assert_close(compressor.receive(codes, heads, lm)[0][0], soft.tokens[0])
+    torch.testing.assert_close(compressor.receive(codes, heads, lm).tokens[0], soft.tokens[0])
 
 
 def test_ridge_regression_brings_codes_near_the_words(lm: FrozenLM, questions: list[Question]) -> None:
@@ -88,8 +118,8 @@ def test_ridge_regression_brings_codes_near_the_words(lm: FrozenLM, questions: l
     texts = [one.text for one in questions]
 
     def error() -> float:
-        soft = compressor(texts, lm, 2)
-        return float(torch.cat([(a - b).pow(2).mean(1) for a, b in zip(soft.tokens, soft.words, strict=True)]).mean().detach())
+        found = compressor(texts, lm, 2)
+        return float(torch.cat([(a - b).pow(2).mean(1) for a, b in zip(found.soft.tokens, found.words, strict=True)]).mean().detach())
 
     before = error()
     compressor.fit_words(texts, lm, 2)
