@@ -21,6 +21,7 @@ from lsm.cli import run_verb
 from lsm.commands.compress import Options as CompressOptions
 from lsm.commands.compress_eval import load, spread, ways_at
 from lsm.commands.script import run_script
+from lsm.compress.saved import unseen
 from lsm.errors import UserError
 from lsm.files import atomic_write, write_json
 from lsm.provenance import report
@@ -98,7 +99,9 @@ def judged(run: Path, options: Options) -> dict[str, Any]:
     """A row of the table."""
     loaded = load(run, device="cpu")
     longest = loaded.settings.data.max_context_tokens
-    there = [one for one in read_questions(options.judge) if len(loaded.lm.tokens.encode([one.text])[0]) <= longest]
+    there = [one for one in unseen(read_questions(options.judge), run) if len(loaded.lm.tokens.encode([one.text])[0]) <= longest]
+    if len({one.text for one in there}) < 2:
+        raise UserError(f"--judge: {len(there)} questions on texts of at most {longest} tokens that training has not read; give others")
     questions = spread(there, options.questions)
     asked = CompressOptions(action="eval", wire_bits=())
     ways = {way.label: way for way in ways_at(loaded, questions, RATIO, asked, lambda texts: np.zeros((len(texts), 1)))}

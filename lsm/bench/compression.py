@@ -66,8 +66,9 @@ class Answered:
 
 
 @torch.no_grad()
-def answer_all(lm: FrozenLM, asking: Asking, way: Way, questions: Sequence[Question]) -> Answered:
-    """Every question answered freely and scored teacher-forced, questions of one text beside each other; order as given."""
+def answer_all(lm: FrozenLM, asking: Asking, way: Way, questions: Sequence[Question], *, write: bool = True) -> Answered:
+    """Every question answered freely (unless `write` is off: then texts are empty) and scored teacher-forced, questions of one text beside
+    each other; order as given."""
     order = sorted(range(len(questions)), key=lambda n: questions[n].text)
     groups: dict[Any, list[int]] = {}
     for n in order:
@@ -86,7 +87,8 @@ def answer_all(lm: FrozenLM, asking: Asking, way: Way, questions: Sequence[Quest
             prompts = asking.questions([questions[n] for n in asked], anchor=way.anchor)
             answers = asking.answers([questions[n].answers[0] for n in asked])
             hidden_AH, read = answers_read(lm, read, prompts, answers)
-            written = write_answers(lm, read, [prompt[-1:] for prompt in prompts], max_new_tokens=NEW_TOKENS)
+            ends = [prompt[-1:] for prompt in prompts]
+            written = write_answers(lm, read, ends, max_new_tokens=NEW_TOKENS) if write else [""] * len(asked)
         target_A = torch.tensor([token for row in answers for token in row], device=lm.device)
         nll_A = frozen_cross_entropy(hidden_AH, lm.head_VH, target_A)
         likely_A = lm.logits(hidden_AH).argmax(-1)

@@ -322,7 +322,7 @@ def _joint(options: Options, loaded: Loaded, questions: list[Question], answered
     def scorer(one: Loaded, way: Way) -> Callable[[list[tuple[int, str]]], list[float]]:
         def score(pairs: list[tuple[int, str]]) -> list[float]:
             asked = [replace(questions[n], answers=(answer,)) for n, answer in pairs]
-            return [-nll for nll in answer_all(one.lm, one.prompts, way, asked).scores["nll"]]
+            return [-nll for nll in answer_all(one.lm, one.prompts, way, asked, write=False).scores["nll"]]
 
         return score
 

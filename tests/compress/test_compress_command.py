@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lsm.codes.soft_file import pack, unpack
+from lsm.errors import UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "compress-tiny.yaml"
 
@@ -179,15 +180,17 @@ def test_gpu_recipe_runs_dry(question_file: Path, other_file: Path, tmp_path: Pa
     assert len(json.loads((tmp_path / "out" / "1-stub.json").read_text())["results"]["joint"]) == 3
 
 
-def test_sweep_of_collapse(question_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_of_collapse(question_file: Path, other_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specification = importlib.util.spec_from_file_location("compress_collapse", CONFIG.parents[1] / "scripts" / "compress_collapse.py")
     assert specification is not None and specification.loader is not None
     script = importlib.util.module_from_spec(specification)
     monkeypatch.setitem(sys.modules, "compress_collapse", script)
     specification.loader.exec_module(script)
-    files = (str(question_file),)
+    files, others = (str(question_file),), (str(other_file),)
     runs = ("bytes, first answer token", "own words, whole answer, distilled")
-    script.main(script.Options(train=files, judge=files, out=tmp_path / "sweep", lm="stub", steps=1, questions=4, runs=runs))
+    script.main(script.Options(train=files, judge=others, out=tmp_path / "sweep", lm="stub", steps=1, questions=4, runs=runs))
     rows = json.loads((tmp_path / "sweep" / "collapse.json").read_text())["results"]["rows"]
     assert [row["run"] for row in rows] == list(runs)
     assert all(row["nll"] > 0 and "collapsed" in row for row in rows)
+    with pytest.raises(UserError, match="has not read"):
+        script.main(script.Options(train=files, judge=files, out=tmp_path / "sweep", lm="stub", steps=1, questions=4, runs=runs[:1]))
