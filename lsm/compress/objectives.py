@@ -110,6 +110,20 @@ def soft_terms(settings: ObjectiveSettings, made: Compressed, rms: float) -> dic
     return terms
 
 
+def span_term(scores: Sequence[Tensor], lm: FrozenLM, texts: Sequence[str], answers: Sequence[Sequence[str]]) -> Tensor:
+    """Mean binary cross-entropy of scores [T] to whether a token stands in one of its text's answers, at the first place each has there."""
+    terms = []
+    for score_T, text, own, starts in zip(scores, texts, answers, lm.tokens.starts(texts), strict=True):
+        first_T = torch.tensor(starts or [0])
+        last_T = torch.cat([first_T[1:], torch.tensor([len(text)])])
+        spans = [(text.find(answer), text.find(answer) + len(answer)) for answer in own if answer in text]
+        inside_T = torch.stack([torch.zeros_like(first_T, dtype=torch.bool)] + [(first_T < end) & (last_T > at) for at, end in spans]).any(
+            0
+        )
+        terms.append(nn.functional.binary_cross_entropy_with_logits(score_T, inside_T.to(score_T)))
+    return torch.stack(terms).mean()
+
+
 def guess(lm: FrozenLM, hidden_AH: Tensor, answers: Sequence[Sequence[int]], share: float, generator: torch.Generator) -> list[list[int]]:
     """The answers with each token but the last replaced, with probability `share`, by the LM's own most probable one."""
     likely = lm.logits(hidden_AH).argmax(-1).tolist()

@@ -103,6 +103,10 @@ class ObjectiveSettings:
     """InfoNCE: the mean soft token finds its text's mean word embedding among those of the batch (temperature 0.07)."""
     scheduled: float = 0.0
     """Share of answer tokens that are read as the LM itself wrote them (scheduled sampling, Bengio et al. 2015)."""
+    spans: float = 0.0
+    """Binary cross-entropy of each token's score to whether it stands in the answer to a training question on its text: what to keep."""
+    spans_steps: int = 0
+    """So many first steps only do that, without the answering LM; where `spans` is 0 they use weight 1."""
     attend: float = 0.0
     """Cross-entropy of the scores' softmax over a text to where the LM looks in the full text while it answers: what to keep."""
 
@@ -112,8 +116,10 @@ class ObjectiveSettings:
         problems += [f"objectives.temperature {self.temperature} must be above 0"] * (not self.temperature > 0)
         problems += [f"objectives.scheduled {self.scheduled} must be at most 1"] * (self.scheduled > 1)
         problems += ["objectives.reconstruct_tokens must be at least 1"] * (self.reconstruct_tokens < 1)
-        if not any(getattr(self, name) for name in ("answer", "distill", "reconstruct", "align", "reconstruct_steps")):
-            problems.append("objectives: every weight is 0; give at least one of answer, distill, reconstruct, align")
+        if not any(
+            getattr(self, name) for name in ("answer", "distill", "reconstruct", "align", "reconstruct_steps", "spans", "spans_steps")
+        ):
+            problems.append("objectives: every weight is 0; give at least one of answer, distill, reconstruct, align, spans")
         refuse(problems)
 
 
@@ -164,4 +170,7 @@ class CompressSettings(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        scored = self.encoder.source == "lm" and self.encoder.pooling in ("weighted", "kept") and not self.encoder.text_tokens
+        if (self.objectives.spans or self.objectives.spans_steps) and not scored:
+            refuse(["objectives.spans trains scores: it needs encoder.source lm, pooling weighted or kept, and no text_tokens"])
         refuse([f"ratios {self.ratios}: give at least one, each at least 1"] * (not self.ratios or min(self.ratios) < 1))

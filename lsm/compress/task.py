@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lsm.compress.encoder import Compressor, Pieces
-from lsm.compress.objectives import answer_terms, guess, read_soft, reconstruction, silent, soft_terms
+from lsm.compress.objectives import answer_terms, guess, read_soft, reconstruction, silent, soft_terms, span_term
 from lsm.compress.prompts import Prompts
 from lsm.compress.saved import save_compressor, save_seen
 from lsm.compress.settings import CompressSettings
@@ -46,7 +46,8 @@ class QuestionBatch:
 class CompressTask(Task):
     """Trains a `Compressor` so that the frozen LM answers from its soft tokens.
 
-    The first `objectives.reconstruct_steps` steps ask for the text alone (reconstruct first, then the task).
+    The first `objectives.spans_steps` steps teach scores what answers are made of, the next `reconstruct_steps` ask for the text alone
+    (reconstruct first, then the task).
     """
 
     name = "compressor"
@@ -152,7 +153,13 @@ class CompressTask(Task):
         soft, terms = made.soft, soft_terms(wanted, made, compressor.rms)
         if compressor.codebook is not None:
             terms["commitment"] = made.commitment
-        first = batch.index < wanted.reconstruct_steps * self.settings.accumulate
+        only_spans = batch.index < wanted.spans_steps * self.settings.accumulate
+        if only_spans or wanted.spans:
+            answers = [[answer for one in self.by_text[text] for answer in one.answers] for text in batch.texts]
+            terms["spans"] = (wanted.spans or 1.0) * span_term(made.scores, lm, batch.texts, answers)
+        if only_spans:
+            return terms
+        first = batch.index < (wanted.spans_steps + wanted.reconstruct_steps) * self.settings.accumulate
         with silent(lm, compressor):
             if first or wanted.reconstruct:
                 read = read_soft(lm, compressor, soft, range(len(batch.texts)), self.preamble)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from lsm.compress.encoder import Compressor
-from lsm.compress.objectives import read_soft
+from lsm.compress.objectives import read_soft, span_term
 from lsm.compress.settings import CompressSettings, DataSettings, EncoderSettings, ObjectiveSettings
 from lsm.compress.task import CompressTask
 from lsm.compress.windows import window_softmax, windows_of_kept
@@ -147,6 +148,33 @@ def test_every_objective_reaches_the_encoder(lm: FrozenLM, questions: list[Quest
     residual = task.compressor.residual
     assert residual is not None and residual.weight.grad is not None and float(residual.weight.grad.abs().sum()) > 0
     assert torch.isfinite(loss) and float(loss) == pytest.approx(sum(map(float, parts.values())), rel=1e-5)
+
+
+def test_scores_learn_what_answers_are_made_of(lm: FrozenLM, questions: list[Question]) -> None:
+    asked = ObjectiveSettings(spans_steps=1)
+    settings = CompressSettings(lm="stub", ratios=(4,), encoder=EncoderSettings(layer=0, pooling="kept"), objectives=asked, data=DATA)
+    task = CompressTask(questions, lm, settings, seed=0)
+    optimizer, losses = torch.optim.Adam(task.module.parameters(), lr=0.03), []
+    for _ in range(20):
+        loss, parts = task.loss(task.batch(0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(parts["spans"]))
+    assert set(parts) == {"spans"} and losses[0] == pytest.approx(np.log(2)) and losses[-1] < 0.8 * losses[0]
+    assert set(task.loss(task.batch(1))[1]) == {"answer"}
+    scores, text = [torch.tensor([-9.0, 9.0, 9.0, -9.0])], "abcd"
+    assert float(span_term(scores, lm, [text], [["bc", "not there"]])) < 0.001 < 4 < float(span_term(scores, lm, [text], [["d"]]))
+
+
+def test_kept_tokens_train_their_score_and_their_correction(lm: FrozenLM, questions: list[Question]) -> None:
+    encoder = EncoderSettings(layer=1, pooling="kept", rarity=1.0, states=(1,), hidden=8)
+    task = CompressTask(questions, lm, CompressSettings(lm="stub", ratios=(4,), encoder=encoder, data=DATA), seed=0)
+    task.loss(task.batch(0))[0].backward()
+    compressor = task.compressor
+    assert compressor.score is not None and compressor.mlp is not None
+    for weight in (compressor.score.weight, compressor.mlp.down.weight):
+        assert weight.grad is not None and float(weight.grad.abs().sum()) > 0
 
 
 def test_first_steps_only_reconstruct(lm: FrozenLM, questions: list[Question]) -> None:
