@@ -117,9 +117,9 @@ def span_term(scores: Sequence[Tensor], lm: FrozenLM, texts: Sequence[str], answ
         first_T = torch.tensor(starts or [0])
         last_T = torch.cat([first_T[1:], torch.tensor([len(text)])])
         spans = [(text.find(answer), text.find(answer) + len(answer)) for answer in own if answer in text]
-        inside_T = torch.stack([torch.zeros_like(first_T, dtype=torch.bool)] + [(first_T < end) & (last_T > at) for at, end in spans]).any(
-            0
-        )
+        inside_T = torch.zeros_like(first_T, dtype=torch.bool)
+        for at, end in spans:
+            inside_T |= (first_T < end) & (last_T > at)
         terms.append(nn.functional.binary_cross_entropy_with_logits(score_T, inside_T.to(score_T)))
     return torch.stack(terms).mean()
 

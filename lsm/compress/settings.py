@@ -116,9 +116,8 @@ class ObjectiveSettings:
         problems += [f"objectives.temperature {self.temperature} must be above 0"] * (not self.temperature > 0)
         problems += [f"objectives.scheduled {self.scheduled} must be at most 1"] * (self.scheduled > 1)
         problems += ["objectives.reconstruct_tokens must be at least 1"] * (self.reconstruct_tokens < 1)
-        if not any(
-            getattr(self, name) for name in ("answer", "distill", "reconstruct", "align", "reconstruct_steps", "spans", "spans_steps")
-        ):
+        names = ("answer", "distill", "reconstruct", "align", "spans", "reconstruct_steps", "spans_steps")
+        if not any(getattr(self, name) for name in names):
             problems.append("objectives: every weight is 0; give at least one of answer, distill, reconstruct, align, spans")
         refuse(problems)
 
