@@ -70,7 +70,7 @@ class Compressor(nn.Module):
         """`before`: what the LM reads before each text, in its own reading as when it answers."""
         super().__init__()
         self.settings, self.lm_width, self._pieces = settings, lm.width, pieces
-        self._before = [*lm.tokens.start_ids, *before]
+        self._before, self.n_tokens = [*lm.tokens.start_ids, *before], len(lm.head_VH)
         width = {"lm": lm.width, "encoder": state_width, "bytes": BYTE_WIDTH}[settings.source]
         self.base_dim = (lm.width if settings.source == "lm" else width) * (1 + len(settings.states))
         self.dim = settings.code_dim or self.base_dim
@@ -216,7 +216,8 @@ class Compressor(nn.Module):
             return None
         score_T = self.score(state_TF)[:, 0]
         if self.settings.rarity and self.settings.source == "lm":
-            score_T = score_T + self.settings.rarity * torch.tensor(ids or [0], device=score_T.device).float().add(1).log()
+            rank_T = torch.tensor(ids or [0], device=score_T.device).float().add(1) / self.n_tokens
+            score_T = score_T + self.settings.rarity * rank_T.log()
         return score_T
 
     def _code(

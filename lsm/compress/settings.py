@@ -32,7 +32,7 @@ class EncoderSettings:
     """mean of each window; weighted: by a trained score of each state, which starts as the mean; queries: cross-attention over all; kept:
     the tokens of the text with the highest scores, as they are."""
     rarity: float = 0.0
-    """Scores start at this times the log of the token's number: BPE tokens are numbered from frequent to rare."""
+    """Scores start at this times the log of the token's number over their count: BPE tokens are numbered from frequent to rare."""
     states: tuple[int, ...] = ()
     """With source lm: layers behind which a soft token's position takes the reader's pooled states there, in place of what the answering
     LM makes of it. With every layer a kept token is that token's keys and values, as evicting all others from a cache leaves them."""
