@@ -129,9 +129,8 @@ class _Writer:
 
     def no_prefix(self, stack: Stack) -> _Written:
         """The LM with the prompt alone."""
-        text, _ = stack.read("", None)
-        nats = [stack.read("", target, write=False)[1] for target in self.targets[: self.n_nats]]
-        return self._done("LM, no prefix", [text] * len(self.pairs), _joined(nats))
+        text, nats = stack.read("", self.targets[: self.n_nats])
+        return self._done("LM, no prefix", [text] * len(self.pairs), nats)
 
     def lead(self, stack: Stack) -> _Written:
         """The beginning of the input."""
@@ -142,9 +141,9 @@ class _Writer:
     def full_text(self, stack: Stack, limit: int) -> _Written:
         """The LM reading inputs whole, one by one."""
         some = self.pairs[:limit]
-        found = [stack.read(pair.text, pair.targets[0]) for pair in some]
-        n_bytes = mean_bytes([pair.text for pair in some])
-        return self._done("LM reads the text", [text for text, _ in found], _joined([nats for _, nats in found]), n_bytes)
+        texts, nats = zip(*(stack.read(pair.text, pair.targets[:1]) for pair in some), strict=True)
+        joined = tuple(np.concatenate(part) for part in zip(*nats, strict=True))
+        return self._done("LM reads the text", list(texts), (joined[0], joined[1]), mean_bytes([pair.text for pair in some]))
 
     def _nats(self, stack: Stack, ideas_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return stack.nats(ideas_ND[: self.n_nats], self.targets[: self.n_nats])
@@ -171,10 +170,6 @@ def _scored(options: Options, lines: Sequence[_Written], pairs: Sequence[Pair]) 
         for label, (theirs, document_N, drawn_RG) in scores.items()
         if label != lines[0].label
     ]
-
-
-def _joined(nats: Sequence[tuple[float, int]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([value for value, _ in nats]), np.array([count for _, count in nats])
 
 
 def _unseen(pairs: list[Pair], folder: Path) -> tuple[list[Pair], int, frozenset[str]]:

@@ -20,7 +20,7 @@ The LM itself is {lora}.
 |---|---|
 {scores}
 
-Trained by `lsm reason train` in {steps:,} steps, which read {n_rows_read:,} rows of {n_rows:,}; of the {n_rows:,} inputs {n_inputs_cut:,}
+Trained by `lsm reason train` in {steps:,} steps ({aim_steps:,} of them without the LM); {n_rows_read:,} rows of {n_rows:,} went through the LM; of the {n_rows:,} inputs {n_inputs_cut:,}
 are longer than {limit} tokens and are cut. Encoder and LM are identified by sha256 in `config.json`; with others the stack is refused.
 Measure it beside its controls with `lsm reason eval`.
 """
@@ -30,6 +30,7 @@ _ROWS = {
     "loss_shuffled_vector": "under another input's idea vector",
     "loss_zero_vector": "under an idea vector of zeros",
     "pairwise_cosine": "mean pairwise cosine of idea vectors",
+    "cosine_thought_target": "mean cosine of a thought and the encoder's vector of its target",
 }
 
 
@@ -49,6 +50,7 @@ def reason_card(model: ReasonModel, scores: dict[str, float]) -> str:
         n_rows=notes["n_rows"],
         n_rows_read=notes["n_rows_read"],
         steps=notes["steps"],
+        aim_steps=notes["aim_steps"],
         n_inputs_cut=notes["n_inputs_cut"],
         limit=model.max_input_tokens,
     )
