@@ -82,7 +82,8 @@ class StackSettings:
     pooling: Literal["mean", "cls", "attention"] = "attention"
     """How token states become one vector; attention starts as the mean."""
     compress_hidden: int = 1024
-    """Width inside the MLP that makes the idea vector of the pooled one."""
+    """Width inside the MLP that makes the idea vector of the pooled one; 0 = no MLP: the idea is the pooled vector itself (a linear map of
+    it where widths differ), and only the middle can move it."""
     latent_dim: int = 256
     """Numbers in the idea vector."""
     middle: MiddleSettings = field(default_factory=MiddleSettings)
@@ -95,8 +96,8 @@ class StackSettings:
     """Tokens that the LM reads after the soft positions; may be empty."""
 
     def __post_init__(self) -> None:
-        problems = [f"stack.{name} {getattr(self, name)} must be at least 8" for name in ("compress_hidden", "latent_dim")
-                    if getattr(self, name) < 8]  # fmt: skip
+        problems = [f"stack.latent_dim {self.latent_dim} must be at least 8"] * (self.latent_dim < 8)
+        problems += [f"stack.compress_hidden {self.compress_hidden} must not be negative"] * (self.compress_hidden < 0)
         if self.middle.kind == "transformer" and self.latent_dim % self.middle.slots:
             problems.append(f"stack.middle.slots {self.middle.slots} does not divide stack.latent_dim {self.latent_dim}")
         refuse(problems)
