@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lsm.bench import intervals, summaries
-from lsm.bench.idea_space import collapse
+from lsm.bench.idea_space import collapse, pairwise_cosine
 from lsm.bench.summaries import mean_bytes
 from lsm.errors import UserError
 from lsm.files import atomic_write, fingerprint, make_folder, read_json
 from lsm.progress import Progress, say
 from lsm.reason.model import ReasonModel
-from lsm.reason.space import mean_pairwise_cosine
 from lsm.reason.stack import ideas_beside
 from lsm.reason.training import SEEN
 from lsm.report.tables import SUMMARIES, SUMMARY_DIFFERENCE, markdown, show
@@ -79,12 +78,12 @@ def evaluate(options: Options) -> dict[str, Any]:
             lines.append(writer.line("identity middle", other, their_ideas[0]))
     rows, differences = _scored(options, lines, pairs)
     thoughts_ND = stack.think(ideas_ND)
-    cosine = mean_pairwise_cosine(ideas_ND)
+    cosine = pairwise_cosine(ideas_ND)
     collapsed = collapse(cosine, rows[0]["unique"], len(pairs))
     results = {
         "rows": rows, "differences": differences, "n": len(pairs), "n_seen_left_out": n_seen, "n_inputs_cut": n_cut,
         "n_of_trained_documents": n_trained,
-        "pairwise_cosine_ideas": cosine, "pairwise_cosine_thoughts": mean_pairwise_cosine(thoughts_ND),
+        "pairwise_cosine_ideas": cosine, "pairwise_cosine_thoughts": pairwise_cosine(thoughts_ND),
         "cosine_idea_thought": float((ideas_ND * thoughts_ND).sum(1).mean()), "collapsed": collapsed,
         "input_bytes": mean_bytes(texts), "metrics": summaries.signatures(), "middle": stack.model.settings.middle.kind,
     }  # fmt: skip

@@ -134,6 +134,11 @@ class ReasonSettings(TrainingSettings):
         problems = [f"{name} {value} must not be negative" for name in ("aim_weight", "word_weight") if (value := getattr(self, name)) < 0]
         problems += [f"aim_steps {self.aim_steps} must lie in 0..steps {self.steps}"] * (not 0 <= self.aim_steps <= self.steps)
         problems += [f"aim_rows {self.aim_rows} must be at least 2"] * (self.aim_rows < 2)
+        words = self.stack.expansion.soft_words and self.word_weight > 0
+        moved = self.stack.pooling == "attention" or self.stack.compress_hidden or self.stack.middle.kind != "identity"
+        problems += ["aim_steps find nothing to train: no attention, compression, middle or soft words"] * (
+            self.aim_steps > 0 and not words and not moved
+        )
         if self.stack.expansion.prefix_length + self.data.max_target_tokens > self.data.batch_positions:
             problems.append(f"data.batch_positions {self.data.batch_positions} is less than one prefix and target")
         refuse(problems)

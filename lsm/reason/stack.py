@@ -17,7 +17,6 @@ from lsm.corpus.format import require_same_space
 from lsm.decode.adapter import sentence_loss
 from lsm.decode.decoders import PrefixDecoder
 from lsm.encode.encoder import load_encoder
-from lsm.errors import UserError
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.generation import Sampling
 from lsm.lm.lora import lora_off
@@ -89,7 +88,7 @@ class Stack:
 
     @torch.inference_mode()
     def read(self, text: str, targets: Sequence[str], *, write: bool = True) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
-        """What the LM, without the stack's LoRA layers, writes when it reads text and prompt itself; nats and tokens of targets behind them."""
+        """What the LM, without the stack's LoRA layers, writes when it reads text and prompt itself; nats and tokens of targets there."""
         prompt = self.model.settings.prompt
         before = f"{text}\n\n{prompt}" if text else prompt
         ids = [*self.lm.tokens.start_ids, *self.lm.tokens.encode([before])[0]] or [self.lm.tokens.end_id]

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
-from lsm.errors import UserError
 from lsm.files import atomic_write, make_folder
 from lsm.progress import Progress
 
@@ -51,9 +50,7 @@ def target_vectors(encoder: Any, targets: Sequence[str]) -> Tensor:
 class KeptStates:
     """States of all inputs in float16 and vectors of all targets, some rows a file; a file that is there is not computed again."""
 
-    def __init__(
-        self, folder: Path, encoder: Any, inputs: Sequence[str], targets: Sequence[str], max_tokens: int, *, quiet: bool
-    ) -> None:
+    def __init__(self, folder: Path, encoder: Any, inputs: Sequence[str], targets: Sequence[str], max_tokens: int, *, quiet: bool) -> None:
         make_folder(folder)
         starts = range(0, len(inputs), _ROWS_PER_FILE)
         files = [folder / f"states-{start:08d}.safetensors" for start in starts]

@@ -21,12 +21,12 @@ from lsm.decode.reading import LengthBatches
 from lsm.decode.training import content_weights, word_loss
 from lsm.errors import UserError
 from lsm.files import fingerprint, write_json
+from lsm.latent.diagnostics import mean_pairwise_cosine
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import attach_lora
 from lsm.reason.card import reason_card
 from lsm.reason.model import ReasonModel
 from lsm.reason.settings import ReasonSettings
-from lsm.reason.space import mean_pairwise_cosine
 from lsm.reason.stack import prompt_embeddings, target_ids
 from lsm.reason.states import KeptStates, padded, target_vectors, token_rows
 from lsm.text.lead import choose_lead
@@ -145,7 +145,7 @@ class ReasonTask(Task):
                 totals[name] += float((loss_B * batch.mask_BT.sum(1)).sum())
             n_tokens += int(batch.mask_BT.sum())
         self._scores = {name: round(value / n_tokens, 4) for name, value in totals.items()}
-        self._scores["pairwise_cosine"] = round(mean_pairwise_cosine(every_ND.float().cpu().numpy()), 4)
+        self._scores["pairwise_cosine"] = round(mean_pairwise_cosine(every_ND), 4)
         aims = [batch.aim_BD for batch in batches if batch.aim_BD is not None]
         if aims:
             self._scores["cosine_thought_target"] = round(float((self.model.think(every_ND) * torch.cat(aims)).sum(1).mean()), 4)
@@ -156,8 +156,8 @@ class ReasonTask(Task):
         self.model.notes = {
             "n_rows": len(self.pairs), "n_rows_read": self._n_read(), "n_inputs_cut": self.n_inputs_cut,
             "n_targets_cut": self.n_targets_cut,
-            "lead": self.lead, "steps": self.settings.steps, "aim_steps": self.settings.aim_steps, "inputs": list(self.settings.data.inputs),
-            "target": self.settings.data.target, "document": self.settings.data.document, "aim_weight": self.settings.aim_weight,
+            "lead": self.lead, "steps": self.settings.steps, "aim_steps": self.settings.aim_steps,
+            "inputs": list(self.settings.data.inputs), "target": self.settings.data.target, "document": self.settings.data.document, "aim_weight": self.settings.aim_weight,
             "max_target_tokens": self.settings.data.max_target_tokens,
         }  # fmt: skip
         every = (*self.pairs, *self.held_out)
@@ -228,7 +228,7 @@ class ReasonTask(Task):
         self.lead = choose_lead(self.pairs[:2000])
 
     def _gather(self, pairs: Sequence[Pair], numbers_B: np.ndarray | None, *, through_lm: bool = True) -> PairBatch:
-        """Of held-out rows where there are no numbers. Steps that aim take soft words of as many rows as cost what one lift of each would."""
+        """Of held-out rows where there are no numbers. Steps that aim take soft words of few rows: one position for each row."""
         settings, device, kept = self.settings, self.lm.device, self._kept if numbers_B is not None else None
         targets = [pair.targets[0] for pair in pairs]
         rows = kept.states(numbers_B) if kept else token_rows(self.encoder, [pair.text for pair in pairs], self.model.max_input_tokens)

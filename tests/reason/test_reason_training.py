@@ -87,7 +87,7 @@ def test_steps_that_aim_do_not_run_the_lm(pairs: list[Pair], tmp_path: Path, mon
     task = task_of(pairs, wanted)
     with torch.no_grad():
         before = task.evaluate()["cosine_thought_target"]
-    monkeypatch.setattr(task, "evaluate", lambda: {})
+    monkeypatch.setattr(task, "evaluate", dict)
     monkeypatch.setattr(task.lm, "final_hidden", None)
     start = {name: value.clone() for name, value in task.model.named_parameters()}
     Trainer(task, wanted, tmp_path / "run", quiet=True).train()
@@ -167,6 +167,8 @@ def test_what_cannot_be_trained_is_refused(pairs: list[Pair]) -> None:
             task_of(pairs, wanted)
     with pytest.raises(UserError, match=r"aim_steps 7 must lie in 0..steps 6"):
         settings(aim_steps=7)
+    with pytest.raises(UserError, match="nothing to train"):
+        ReasonSettings(aim_steps=2, stack=StackSettings(pooling="mean", compress_hidden=0, middle=MiddleSettings(kind="identity")))
 
 
 @pytest.mark.parametrize("lora", [0, 2])
