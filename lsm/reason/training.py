@@ -35,6 +35,7 @@ from lsm.training.task import Task
 
 _TEMPERATURE = 0.05
 """Of the contrast between a batch's targets."""
+_HELD_OUT = np.arange(0)
 SEEN = "seen.json"
 """Fingerprints of all inputs that were read, so that evaluation can leave them out, and of their documents' names."""
 
@@ -134,7 +135,7 @@ class ReasonTask(Task):
         thoughts and the encoder's vectors of the targets where they are aimed at those."""
         order = sorted(self._chosen.tolist(), key=lambda n: len(self.held_out[n].targets[0]))
         totals, n_tokens = dict.fromkeys(("loss", "loss_shuffled_vector", "loss_zero_vector"), 0.0), 0
-        batches = [self._gather([self.held_out[n] for n in order[start : start + 16]], None) for start in range(0, len(order), 16)]
+        batches = [self._gather([self.held_out[n] for n in order[start : start + 16]], _HELD_OUT) for start in range(0, len(order), 16)]
         every_ND = torch.cat([self.model.ideas(batch.states_BSE, batch.mask_BS) for batch in batches])
         sources = {"loss": every_ND, "loss_shuffled_vector": every_ND.roll(len(order) // 2, 0), "loss_zero_vector": every_ND * 0}
         place = 0
@@ -157,8 +158,8 @@ class ReasonTask(Task):
             "n_rows": len(self.pairs), "n_rows_read": self._n_read(), "n_inputs_cut": self.n_inputs_cut,
             "n_targets_cut": self.n_targets_cut,
             "lead": self.lead, "steps": self.settings.steps, "aim_steps": self.settings.aim_steps,
-            "inputs": list(self.settings.data.inputs), "target": self.settings.data.target, "document": self.settings.data.document, "aim_weight": self.settings.aim_weight,
-            "max_target_tokens": self.settings.data.max_target_tokens,
+            "inputs": list(self.settings.data.inputs), "target": self.settings.data.target, "document": self.settings.data.document,
+            "aim_weight": self.settings.aim_weight, "max_target_tokens": self.settings.data.max_target_tokens,
         }  # fmt: skip
         every = (*self.pairs, *self.held_out)
         names = {"inputs": {fingerprint(pair.text) for pair in every}, "documents": {fingerprint(pair.document) for pair in every}}
@@ -227,9 +228,9 @@ class ReasonTask(Task):
             self.model.expansion.word_offset_V.copy_(offset_V)
         self.lead = choose_lead(self.pairs[:2000])
 
-    def _gather(self, pairs: Sequence[Pair], numbers_B: np.ndarray | None, *, through_lm: bool = True) -> PairBatch:
-        """Of held-out rows where there are no numbers. Steps that aim take soft words of few rows: one position for each row."""
-        settings, device, kept = self.settings, self.lm.device, self._kept if numbers_B is not None else None
+    def _gather(self, pairs: Sequence[Pair], numbers_B: np.ndarray, *, through_lm: bool = True) -> PairBatch:
+        """The rows numbered so, or others (`_HELD_OUT`). Steps that aim take soft words of few rows: one position for each row."""
+        settings, device, kept = self.settings, self.lm.device, self._kept if len(numbers_B) else None
         targets = [pair.targets[0] for pair in pairs]
         rows = kept.states(numbers_B) if kept else token_rows(self.encoder, [pair.text for pair in pairs], self.model.max_input_tokens)
         few = targets if through_lm else targets[: max(1, len(targets) // settings.stack.expansion.prefix_length)]
@@ -237,7 +238,6 @@ class ReasonTask(Task):
         aim_BD = None
         if settings.aim_weight or settings.aim_steps:
             aim_BD = (kept.vectors(numbers_B) if kept else target_vectors(self.encoder, targets)).to(device)
-        numbers_B = np.arange(0) if numbers_B is None else numbers_B
         return PairBatch(numbers_B, *padded(rows, device), *tokens, aim_BD, through_lm)
 
     def _start_from(self, adapter: PrefixAdapter) -> None:
