@@ -152,6 +152,18 @@ class PrefixAdapter(nn.Module):
             raise UserError(f"adapter {folder} is damaged or incomplete ({str(error).splitlines()[0]}); fetch or train it again") from error
         return adapter.eval()
 
+    def start_from(self, other: PrefixAdapter) -> None:
+        """Take the weights of another one, but for its LoRA layers.
+
+        Raises:
+            UserError: it has another shape.
+        """
+        if other.settings != self.settings or (other.home.dim, other.home.lm_width) != (self.home.dim, self.home.lm_width):
+            raise UserError(
+                f"the adapter to start from reads {other.home.dim} numbers and has the shape {other.settings}; write both into the config"
+            )
+        self.load_state_dict({name: value for name, value in other.state_dict().items() if not name.startswith("lora.")}, strict=False)
+
     def sha256(self) -> str:
         """What tells one adapter's weights from another's."""
         digest = hashlib.sha256()

@@ -17,11 +17,11 @@ from lsm.corpus.format import require_same_space
 from lsm.decode.adapter import sentence_loss
 from lsm.decode.decoders import PrefixDecoder
 from lsm.encode.encoder import load_encoder
+from lsm.encode.token_states import padded, token_rows
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.generation import Sampling
 from lsm.lm.lora import lora_off
 from lsm.reason.model import ReasonModel
-from lsm.reason.states import padded, token_rows
 
 _ROWS_AT_ONCE = 32
 _NO_REPEAT_TOKENS = 8

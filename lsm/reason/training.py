@@ -19,6 +19,7 @@ from lsm.corpus.sampler import permutation, split_documents
 from lsm.decode.adapter import AdapterHome, Prefix, PrefixAdapter, sentence_loss
 from lsm.decode.reading import LengthBatches
 from lsm.decode.training import content_weights, word_loss
+from lsm.encode.token_states import KeptStates, padded, target_vectors, token_rows
 from lsm.errors import UserError
 from lsm.files import fingerprint, write_json
 from lsm.latent.diagnostics import mean_pairwise_cosine
@@ -28,7 +29,6 @@ from lsm.reason.card import reason_card
 from lsm.reason.model import ReasonModel
 from lsm.reason.settings import ReasonSettings
 from lsm.reason.stack import prompt_embeddings, target_ids
-from lsm.reason.states import KeptStates, padded, target_vectors, token_rows
 from lsm.text.lead import choose_lead
 from lsm.text.pairs import Pair
 from lsm.training.task import Task
@@ -89,7 +89,7 @@ class ReasonTask(Task):
         self._read(limit)
         self._started_from = None if start_from is None else start_from.sha256()
         if start_from is not None:
-            self._start_from(start_from)
+            self.model.expansion.start_from(start_from)
         self._scores: dict[str, float] = {}
         self._kept: KeptStates | None = None
         self._n_aim = settings.aim_steps * settings.accumulate
@@ -154,12 +154,11 @@ class ReasonTask(Task):
 
     def save_final(self, folder: Path) -> None:
         """What eval, generate, interpolate and map read."""
+        data = self.settings.data
         self.model.notes = {
             "n_rows": len(self.pairs), "n_rows_read": self._n_read(), "n_inputs_cut": self.n_inputs_cut,
-            "n_targets_cut": self.n_targets_cut,
-            "lead": self.lead, "steps": self.settings.steps, "aim_steps": self.settings.aim_steps,
-            "inputs": list(self.settings.data.inputs), "target": self.settings.data.target, "document": self.settings.data.document,
-            "aim_weight": self.settings.aim_weight, "max_target_tokens": self.settings.data.max_target_tokens,
+            "n_targets_cut": self.n_targets_cut, "steps": self.settings.steps, "aim_steps": self.settings.aim_steps, "lead": self.lead,
+            "inputs": list(data.inputs), "target": data.target, "document": data.document,
         }  # fmt: skip
         every = (*self.pairs, *self.held_out)
         names = {"inputs": {fingerprint(pair.text) for pair in every}, "documents": {fingerprint(pair.document) for pair in every}}
@@ -193,10 +192,9 @@ class ReasonTask(Task):
     def _numbers(self, index: int) -> np.ndarray:
         if index >= self._n_aim:
             return self.batches.numbers(index - self._n_aim)
-        places_B = np.arange(index * self.settings.aim_rows, (index + 1) * self.settings.aim_rows)
-        epochs_B, places_B = np.divmod(places_B, len(self.pairs))
-        orders = {int(epoch): permutation(len(self.pairs), self.seed, int(epoch)) for epoch in np.unique(epochs_B)}
-        return np.array([orders[int(epoch)][place] for epoch, place in zip(epochs_B, places_B, strict=True)])
+        epoch, place = divmod(index * self.settings.aim_rows, n := len(self.pairs))
+        stop = place + self.settings.aim_rows
+        return np.concatenate([permutation(n, self.seed, epoch + later) for later in range(-(-stop // n))])[place:stop]
 
     def _n_read(self) -> int:
         """Rows that go through the LM."""
@@ -239,12 +237,3 @@ class ReasonTask(Task):
         if settings.aim_weight or settings.aim_steps:
             aim_BD = (kept.vectors(numbers_B) if kept else target_vectors(self.encoder, targets)).to(device)
         return PairBatch(numbers_B, *padded(rows, device), *tokens, aim_BD, through_lm)
-
-    def _start_from(self, adapter: PrefixAdapter) -> None:
-        mine = self.model.expansion
-        if adapter.settings != mine.settings or adapter.home.dim != mine.home.dim or adapter.home.lm_width != mine.home.lm_width:
-            raise UserError(
-                f"the adapter to start from reads {adapter.home.dim} numbers and has the shape {adapter.settings}; "
-                "write both into stack.latent_dim and stack.expansion"
-            )
-        mine.load_state_dict({name: value for name, value in adapter.state_dict().items() if not name.startswith("lora.")}, strict=False)

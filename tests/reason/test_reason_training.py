@@ -11,11 +11,11 @@ import torch
 from lsm.decode.adapter import PrefixAdapter
 from lsm.decode.settings import AdapterSettings
 from lsm.encode.encoder import load_encoder
+from lsm.encode.token_states import KeptStates, padded, token_rows
 from lsm.errors import UserError
 from lsm.lm.frozen import FrozenLM
 from lsm.reason.settings import DataSettings, MiddleSettings, ReasonSettings, StackSettings
 from lsm.reason.stack import Stack
-from lsm.reason.states import KeptStates, padded, token_rows
 from lsm.reason.training import ReasonTask
 from lsm.text.pairs import Pair
 from lsm.training.loop import Trainer
@@ -155,7 +155,7 @@ def test_an_adapter_to_start_from_speaks_from_the_first_step(pairs: list[Pair]) 
     expected = trained.prefix(trained.trunk(z_BD), task.lm).prefix_BPH
     torch.testing.assert_close(task.model.expansion.prefix(task.model.expansion.trunk(z_BD), task.lm).prefix_BPH, expected)
     other = PrefixAdapter(AdapterSettings(prefix_length=5, hidden=32), trained.home)
-    with pytest.raises(UserError, match="write both into"):
+    with pytest.raises(UserError, match="write both into the config"):
         task_of(pairs, wanted, start_from=other)
 
 
