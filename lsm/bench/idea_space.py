@@ -1,6 +1,6 @@
-"""What a space of idea vectors looks like: maps, clusters, collapse, and whether alike inputs have alike ideas.
+"""What a space of idea vectors looks like: maps, ways from one to another, clusters, collapse, and whether alike inputs have alike ideas.
 
-Shape letters: N inputs, D idea width, E another width, K clusters.
+Shape letters: N inputs, D idea width, E another width, K clusters, P points.
 """
 
 from __future__ import annotations
@@ -8,8 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from lsm.decode.vectors import unit
+from lsm.latent.diagnostics import mean_pairwise_cosine
+
+
+def between(a_D: np.ndarray, b_D: np.ndarray, points: int) -> np.ndarray:
+    """`points` ideas [points, D] on the great circle from a to b, both included (a straight line where they are opposite)."""
+    a_D, b_D = unit(a_D), unit(b_D)
+    angle = float(np.arccos(np.clip(a_D @ b_D, -1, 1)))
+    share_P1 = np.linspace(0, 1, points, dtype=np.float32)[:, None]
+    if angle < 1e-4 or angle > np.pi - 1e-4:
+        return unit((1 - share_P1) * a_D + share_P1 * b_D)
+    return unit(np.sin((1 - share_P1) * angle) * a_D + np.sin(share_P1 * angle) * b_D)
 
 
 def collapse(cosine: float, n_unique: int, n: int) -> str | None:
@@ -20,6 +32,11 @@ def collapse(cosine: float, n_unique: int, n: int) -> str | None:
     if n > 1 and n_unique <= max(1, n // 20):
         found.append(f"outputs have collapsed ({n_unique} different texts of {n})")
     return "; ".join(found) or None
+
+
+def pairwise_cosine(z_ND: np.ndarray) -> float:
+    """Mean cosine of all pairs of rows; 1 = they are all one vector."""
+    return mean_pairwise_cosine(torch.from_numpy(z_ND))
 
 
 def agreement(a_ND: np.ndarray, b_NE: np.ndarray) -> float:

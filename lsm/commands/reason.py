@@ -169,7 +169,7 @@ def _generate(options: Options) -> dict[str, Any]:
 def _interpolate(options: Options) -> dict[str, Any]:
     import numpy as np
 
-    from lsm.reason.space import between
+    from lsm.bench.idea_space import between
 
     folder, *ends = options.arguments
     stack = load_stack(options, Path(folder))
@@ -186,9 +186,8 @@ def _interpolate(options: Options) -> dict[str, Any]:
 def _map(options: Options) -> dict[str, Any]:
     import numpy as np
 
-    from lsm.bench.idea_space import agreement, map_ideas
+    from lsm.bench.idea_space import agreement, map_ideas, pairwise_cosine
     from lsm.files import make_folder, write_json
-    from lsm.reason.space import mean_pairwise_cosine
     from lsm.report.idea_map import plot_idea_map
     from lsm.text.pairs import read_pairs
 
@@ -216,9 +215,9 @@ def _map(options: Options) -> dict[str, Any]:
         "pca_explained": found.pca_explained,
         "spearman_encoder_ideas": agreement(vectors_NE, ideas_ND),
         "spearman_encoder_thoughts": agreement(vectors_NE, thoughts_ND),
-        "pairwise_cosine_encoder": mean_pairwise_cosine(vectors_NE),
-        "pairwise_cosine_ideas": mean_pairwise_cosine(ideas_ND),
-        "pairwise_cosine_thoughts": mean_pairwise_cosine(thoughts_ND),
+        "pairwise_cosine_encoder": pairwise_cosine(vectors_NE),
+        "pairwise_cosine_ideas": pairwise_cosine(ideas_ND),
+        "pairwise_cosine_thoughts": pairwise_cosine(thoughts_ND),
         "cosine_idea_thought": float(moved_N.mean()),
         "middle": stack.model.settings.middle.kind,
     }

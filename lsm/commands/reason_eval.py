@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lsm.bench import intervals, summaries
-from lsm.bench.idea_space import collapse
+from lsm.bench.idea_space import collapse, pairwise_cosine
 from lsm.bench.summaries import mean_bytes
 from lsm.errors import UserError
 from lsm.files import atomic_write, fingerprint, make_folder, read_json
 from lsm.progress import Progress, say
 from lsm.reason.model import ReasonModel
-from lsm.reason.space import mean_pairwise_cosine
 from lsm.reason.stack import ideas_beside
 from lsm.reason.training import SEEN
 from lsm.report.tables import SUMMARIES, SUMMARY_DIFFERENCE, markdown, show
@@ -79,12 +78,12 @@ def evaluate(options: Options) -> dict[str, Any]:
             lines.append(writer.line("identity middle", other, their_ideas[0]))
     rows, differences = _scored(options, lines, pairs)
     thoughts_ND = stack.think(ideas_ND)
-    cosine = mean_pairwise_cosine(ideas_ND)
+    cosine = pairwise_cosine(ideas_ND)
     collapsed = collapse(cosine, rows[0]["unique"], len(pairs))
     results = {
         "rows": rows, "differences": differences, "n": len(pairs), "n_seen_left_out": n_seen, "n_inputs_cut": n_cut,
         "n_of_trained_documents": n_trained,
-        "pairwise_cosine_ideas": cosine, "pairwise_cosine_thoughts": mean_pairwise_cosine(thoughts_ND),
+        "pairwise_cosine_ideas": cosine, "pairwise_cosine_thoughts": pairwise_cosine(thoughts_ND),
         "cosine_idea_thought": float((ideas_ND * thoughts_ND).sum(1).mean()), "collapsed": collapsed,
         "input_bytes": mean_bytes(texts), "metrics": summaries.signatures(), "middle": stack.model.settings.middle.kind,
     }  # fmt: skip
@@ -129,9 +128,8 @@ class _Writer:
 
     def no_prefix(self, stack: Stack) -> _Written:
         """The LM with the prompt alone."""
-        text, _ = stack.read("", None)
-        nats = [stack.read("", target, write=False)[1] for target in self.targets[: self.n_nats]]
-        return self._done("LM, no prefix", [text] * len(self.pairs), _joined(nats))
+        text, nats = stack.read("", self.targets[: self.n_nats])
+        return self._done("LM, no prefix", [text] * len(self.pairs), nats)
 
     def lead(self, stack: Stack) -> _Written:
         """The beginning of the input."""
@@ -142,9 +140,9 @@ class _Writer:
     def full_text(self, stack: Stack, limit: int) -> _Written:
         """The LM reading inputs whole, one by one."""
         some = self.pairs[:limit]
-        found = [stack.read(pair.text, pair.targets[0]) for pair in some]
-        n_bytes = mean_bytes([pair.text for pair in some])
-        return self._done("LM reads the text", [text for text, _ in found], _joined([nats for _, nats in found]), n_bytes)
+        texts, nats = zip(*(stack.read(pair.text, pair.targets[:1]) for pair in some), strict=True)
+        joined = tuple(np.concatenate(part) for part in zip(*nats, strict=True))
+        return self._done("LM reads the text", list(texts), (joined[0], joined[1]), mean_bytes([pair.text for pair in some]))
 
     def _nats(self, stack: Stack, ideas_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return stack.nats(ideas_ND[: self.n_nats], self.targets[: self.n_nats])
@@ -171,10 +169,6 @@ def _scored(options: Options, lines: Sequence[_Written], pairs: Sequence[Pair]) 
         for label, (theirs, document_N, drawn_RG) in scores.items()
         if label != lines[0].label
     ]
-
-
-def _joined(nats: Sequence[tuple[float, int]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([value for value, _ in nats]), np.array([count for _, count in nats])
 
 
 def _unseen(pairs: list[Pair], folder: Path) -> tuple[list[Pair], int, frozenset[str]]:

@@ -152,6 +152,18 @@ class PrefixAdapter(nn.Module):
             raise UserError(f"adapter {folder} is damaged or incomplete ({str(error).splitlines()[0]}); fetch or train it again") from error
         return adapter.eval()
 
+    def start_from(self, other: PrefixAdapter) -> None:
+        """Take the weights of another one, but for its LoRA layers.
+
+        Raises:
+            UserError: it has another shape.
+        """
+        if other.settings != self.settings or (other.home.dim, other.home.lm_width) != (self.home.dim, self.home.lm_width):
+            raise UserError(
+                f"the adapter to start from reads {other.home.dim} numbers and has the shape {other.settings}; write both into the config"
+            )
+        self.load_state_dict({name: value for name, value in other.state_dict().items() if not name.startswith("lora.")}, strict=False)
+
     def sha256(self) -> str:
         """What tells one adapter's weights from another's."""
         digest = hashlib.sha256()
@@ -189,24 +201,35 @@ class _LexicalHead(nn.Module):
         return self.gate * (self.direct(trunk_BF)[:, None] + mixed_BTH)
 
 
-def sentence_loss(adapter: PrefixAdapter, lm: FrozenLM, z_BD: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Prefix]:
+def sentence_loss(
+    adapter: PrefixAdapter, lm: FrozenLM, z_BD: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt_1QH: Tensor | None = None
+) -> tuple[Tensor, Prefix]:
     """Mean cross-entropy of each row's tokens in nats [B] when the LM reads the vectors through the adapter, and the prefix it read.
 
-    Gradients flow into the adapter and into `z_BD`. Arguments as of `FrozenLM.prefix_loss`.
+    Gradients flow into the adapter and into `z_BD`. Arguments as of `FrozenLM.prefix_loss` and `sentence_hidden`.
     """
-    hidden_BTH, prefix = sentence_hidden(adapter, lm, z_BD, ids_BT)
+    hidden_BTH, prefix = sentence_hidden(adapter, lm, z_BD, ids_BT, prompt_1QH)
     with torch.autocast(lm.device.type, enabled=False):
         return row_means(frozen_cross_entropy(hidden_BTH[mask_BT], lm.head_VH, ids_BT[mask_BT]), mask_BT), prefix
 
 
-def sentence_hidden(adapter: PrefixAdapter, lm: FrozenLM, z_BD: Tensor, ids_BT: Tensor) -> tuple[Tensor, Prefix]:
-    """What the output layer reads [B, T, H] at each token when the LM reads the vectors through the adapter, and the prefix it read."""
+def sentence_hidden(
+    adapter: PrefixAdapter, lm: FrozenLM, z_BD: Tensor, ids_BT: Tensor, prompt_1QH: Tensor | None = None
+) -> tuple[Tensor, Prefix]:
+    """What the output layer reads [B, T, H] at each token when the LM reads the vectors through the adapter, and the prefix it read.
+
+    Args:
+        prompt_1QH: input embeddings that the LM reads between the prefix and the tokens.
+    """
     trunk_BF = adapter.trunk(z_BD)
     prefix = adapter.prefix(trunk_BF, lm)
     spoken_BTH = spoken_before(lm.embed(ids_BT))
     bias_BTH = adapter.bias(trunk_BF, spoken_BTH, torch.arange(ids_BT.shape[1], device=lm.device))
+    read_BPH = prefix.prefix_BPH
+    if prompt_1QH is not None:
+        read_BPH = torch.cat([read_BPH.to(lm.dtype), prompt_1QH.expand(len(z_BD), -1, -1)], 1)
     with torch.autocast(lm.device.type, enabled=False):  # the LM has its own dtype
-        return lm.prefix_hidden(prefix.prefix_BPH, ids_BT, bias_BTH), prefix
+        return lm.prefix_hidden(read_BPH, ids_BT, bias_BTH), prefix
 
 
 def spoken_before(embedded_BTH: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class PrefixTask(Task):
             if settings.adapter.lora_rank:
                 self.adapter.lora = attach_lora(lm, settings.adapter.lora_rank)
         if start_from is not None:
-            self._start_from(start_from)
+            self.adapter.start_from(start_from)
         self.batches = LengthBatches(
             self.sentences.lengths_N,
             extra_positions=settings.adapter.prefix_length - 1,
@@ -204,11 +204,6 @@ class PrefixTask(Task):
             position_B = (torch.rand(len(numbers_B), generator=generator) * mask_BT.sum(1)).long().to(self.lm.device)
         device = self.lm.device
         return SentenceBatch(numbers_B, source.vectors(numbers_B).to(device), ids_BT.to(device), mask_BT.to(device), position_B)
-
-    def _start_from(self, adapter: PrefixAdapter) -> None:
-        if adapter.settings != self.settings.adapter or adapter.home.dim != self.adapter.home.dim:
-            raise UserError(f"the adapter to start from has another shape ({adapter.settings}); use the config that it was trained with")
-        self.adapter.load_state_dict({n: v for n, v in adapter.state_dict().items() if not n.startswith("lora.")})
 
 
 def add_noise(z_BD: Tensor, most: float, generator: torch.Generator) -> Tensor:

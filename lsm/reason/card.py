@@ -20,8 +20,9 @@ The LM itself is {lora}.
 |---|---|
 {scores}
 
-Trained by `lsm reason train` in {steps:,} steps, which read {n_rows_read:,} rows of {n_rows:,}; of the {n_rows:,} inputs {n_inputs_cut:,}
-are longer than {limit} tokens and are cut. Encoder and LM are identified by sha256 in `config.json`; with others the stack is refused.
+Trained by `lsm reason train` in {steps:,} steps, {aim_steps:,} of them without the LM, the others on {n_rows_read:,} rows of {n_rows:,};
+of the {n_rows:,} inputs {n_inputs_cut:,} are longer than {limit} tokens and are cut. Encoder and LM are identified by sha256 in
+`config.json`; with others the stack is refused.
 Measure it beside its controls with `lsm reason eval`.
 """
 
@@ -30,25 +31,17 @@ _ROWS = {
     "loss_shuffled_vector": "under another input's idea vector",
     "loss_zero_vector": "under an idea vector of zeros",
     "pairwise_cosine": "mean pairwise cosine of idea vectors",
+    "cosine_thought_target": "mean cosine of a thought and the encoder's vector of its target",
 }
 
 
 def reason_card(model: ReasonModel, scores: dict[str, float]) -> str:
     """The card as Markdown."""
-    settings, notes = model.settings, model.notes
-    rank = settings.expansion.lora_rank
+    settings, rank = model.settings, model.settings.expansion.lora_rank
     return _CARD.format(
-        encoder=model.home.encoder.get("name"),
-        lm=model.home.lm["name"],
-        dim=settings.latent_dim,
-        pooling=settings.pooling,
-        middle=settings.middle.kind,
-        length=settings.expansion.prefix_length,
+        encoder=model.home.encoder.get("name"), lm=model.home.lm["name"], dim=settings.latent_dim, pooling=settings.pooling,
+        middle=settings.middle.kind, length=settings.expansion.prefix_length, limit=model.max_input_tokens,
         lora=f"extended by LoRA layers of rank {rank}" if rank else "unchanged",
         scores="\n".join(f"| {_ROWS[name]} | {value:.3f} |" for name, value in scores.items()),
-        n_rows=notes["n_rows"],
-        n_rows_read=notes["n_rows_read"],
-        steps=notes["steps"],
-        n_inputs_cut=notes["n_inputs_cut"],
-        limit=model.max_input_tokens,
-    )
+        **{name: model.notes[name] for name in ("n_rows", "n_rows_read", "steps", "aim_steps", "n_inputs_cut")},
+    )  # fmt: skip

@@ -112,14 +112,17 @@ class _AttentionPooling(nn.Module):
 class _Compress(nn.Module):
     def __init__(self, width: int, hidden: int, latent: int) -> None:
         super().__init__()
-        self.skip = nn.Linear(width, latent, bias=False)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, latent))
-        nn.init.eye_(self.skip.weight) if width == latent else nn.init.orthogonal_(self.skip.weight)
-        _silence(self.mlp[-1])
+        self.skip = nn.Identity() if width == latent and not hidden else nn.Linear(width, latent, bias=False)
+        if isinstance(self.skip, nn.Linear):
+            nn.init.eye_(self.skip.weight) if width == latent else nn.init.orthogonal_(self.skip.weight)
+        self.mlp = None
+        if hidden:
+            self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, latent))
+            _silence(self.mlp[-1])
 
     def forward(self, pooled_BE: Tensor) -> Tensor:
         direction_BE = nn.functional.normalize(pooled_BE, dim=-1) * math.sqrt(pooled_BE.shape[-1])
-        return self.skip(direction_BE) + self.mlp(direction_BE)
+        return self.skip(direction_BE) if self.mlp is None else self.skip(direction_BE) + self.mlp(direction_BE)
 
 
 class _Mlp(nn.Module):

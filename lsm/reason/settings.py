@@ -32,6 +32,9 @@ class DataSettings:
     """Share of documents kept for the evaluations during training."""
     batch_positions: int = 640
     """Positions (prefix, prompt and target) that the LM reads in one batch."""
+    keep_states: bool = False
+    """Compute the encoder's states of all inputs before the first step and keep them in the run's folder, float16: worth it where rows are
+    read several times (2 bytes × width × tokens of each input)."""
     evaluation_rows: int = 64
     """Held-out rows scored at each evaluation."""
 
@@ -79,7 +82,8 @@ class StackSettings:
     pooling: Literal["mean", "cls", "attention"] = "attention"
     """How token states become one vector; attention starts as the mean."""
     compress_hidden: int = 1024
-    """Width inside the MLP that makes the idea vector of the pooled one."""
+    """Width inside the MLP that makes the idea vector of the pooled one; 0 = no MLP: the idea is the pooled vector itself (a linear map of
+    it where widths differ), and only the middle can move it."""
     latent_dim: int = 256
     """Numbers in the idea vector."""
     middle: MiddleSettings = field(default_factory=MiddleSettings)
@@ -92,8 +96,8 @@ class StackSettings:
     """Tokens that the LM reads after the soft positions; may be empty."""
 
     def __post_init__(self) -> None:
-        problems = [f"stack.{name} {getattr(self, name)} must be at least 8" for name in ("compress_hidden", "latent_dim")
-                    if getattr(self, name) < 8]  # fmt: skip
+        problems = [f"stack.latent_dim {self.latent_dim} must be at least 8"] * (self.latent_dim < 8)
+        problems += [f"stack.compress_hidden {self.compress_hidden} must not be negative"] * (self.compress_hidden < 0)
         if self.middle.kind == "transformer" and self.latent_dim % self.middle.slots:
             problems.append(f"stack.middle.slots {self.middle.slots} does not divide stack.latent_dim {self.latent_dim}")
         refuse(problems)
@@ -111,9 +115,15 @@ class ReasonSettings(TrainingSettings):
     """Frozen LM: asset name, hub id, local folder, or `stub`."""
     quantise: Literal["4bit"] | None = None
     """4bit: the LM's linear layers as NF4 (CUDA and bitsandbytes); with stack.expansion.lora_rank this is QLoRA."""
+    aim_steps: int = 0
+    """The first so many steps do not run the LM: they draw the middle's output to the encoder's own vector of the target (1 − cosine, and
+    telling it from the batch's other targets), and soft words to its words; latent_dim must be the encoder's width."""
+    aim_rows: int = 64
+    """Rows of a batch in those steps."""
     aim_weight: float = 0.0
-    """Weight of 1 − cosine between the middle's output and the encoder's own vector of the target (latent_dim must be the encoder's width):
-    a target for the thought that costs no pass of the LM."""
+    """Weight of 1 − cosine between the middle's output and the encoder's vector of the target in the steps through the LM."""
+    word_weight: float = 1.0
+    """Weight of the soft words' own loss, whose gradient is ten times that of the cross-entropy or more."""
     data: DataSettings = field(default_factory=DataSettings)
     """What is read."""
     stack: StackSettings = field(default_factory=StackSettings)
@@ -121,7 +131,14 @@ class ReasonSettings(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        problems = [f"aim_weight {self.aim_weight} must not be negative"] * (self.aim_weight < 0)
+        problems = [f"{name} {value} must not be negative" for name in ("aim_weight", "word_weight") if (value := getattr(self, name)) < 0]
+        problems += [f"aim_steps {self.aim_steps} must lie in 0..steps {self.steps}"] * (not 0 <= self.aim_steps <= self.steps)
+        problems += [f"aim_rows {self.aim_rows} must be at least 2"] * (self.aim_rows < 2)
+        words = self.stack.expansion.soft_words and self.word_weight > 0
+        moved = self.stack.pooling == "attention" or self.stack.compress_hidden or self.stack.middle.kind != "identity"
+        problems += ["aim_steps find nothing to train: no attention, compression, middle or soft words"] * (
+            self.aim_steps > 0 and not words and not moved
+        )
         if self.stack.expansion.prefix_length + self.data.max_target_tokens > self.data.batch_positions:
             problems.append(f"data.batch_positions {self.data.batch_positions} is less than one prefix and target")
         refuse(problems)

@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 
 from lsm.corpus.format import require_same_space
-from lsm.decode.adapter import Prefix, PrefixAdapter, spoken_before
+from lsm.decode.adapter import sentence_loss
 from lsm.decode.decoders import PrefixDecoder
 from lsm.encode.encoder import load_encoder
-from lsm.errors import UserError
+from lsm.encode.token_states import padded, token_rows
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.generation import Sampling
 from lsm.lm.lora import lora_off
 from lsm.reason.model import ReasonModel
 
-_TEXTS_AT_ONCE = 4
-"""Inputs that the encoder reads together on a CPU, of nearly one length."""
 _ROWS_AT_ONCE = 32
 _NO_REPEAT_TOKENS = 8
 """Longest run of tokens that may occur twice is one shorter: names are said again, and a name such as #Person1# is four tokens."""
@@ -83,24 +81,27 @@ class Stack:
         for start in range(0, len(targets), _ROWS_AT_ONCE):
             ids_BT, mask_BT = target_ids(self.lm, targets[start : start + _ROWS_AT_ONCE], self.model.settings.prompt)
             thoughts_BD = torch.from_numpy(self.think(ideas_BD[start : start + _ROWS_AT_ONCE])).to(self.lm.device)
-            loss_B, _ = thought_loss(self.model.expansion, self.lm, thoughts_BD, self.prompt_1QH, ids_BT, mask_BT)
+            loss_B, _ = sentence_loss(self.model.expansion, self.lm, thoughts_BD, ids_BT, mask_BT, self.prompt_1QH)
             nats.append((loss_B * mask_BT.sum(1)).cpu().numpy())
             counts.append(mask_BT.sum(1).cpu().numpy())
         return np.concatenate(nats), np.concatenate(counts)
 
     @torch.inference_mode()
-    def read(self, text: str, target: str | None, *, write: bool = True) -> tuple[str, tuple[float, int]]:
-        """What the LM, without the stack's LoRA layers, writes when it reads text and prompt itself; nats and tokens of a target."""
+    def read(self, text: str, targets: Sequence[str], *, write: bool = True) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+        """What the LM, without the stack's LoRA layers, writes when it reads text and prompt itself; nats and tokens of targets there."""
         prompt = self.model.settings.prompt
         before = f"{text}\n\n{prompt}" if text else prompt
         ids = [*self.lm.tokens.start_ids, *self.lm.tokens.encode([before])[0]] or [self.lm.tokens.end_id]
         read_1QH = self.lm.embed(torch.tensor([ids], dtype=torch.int64, device=self.lm.device))
+        nats, counts = [], []
         with lora_off(self.lm):
             written = self.lm.generate(read_1QH, self.sampling)[0] if write else ""
-            if target is None:
-                return written, (0.0, 0)
-            ids_1T, mask_1T = target_ids(self.lm, [target], prompt)
-            return written, (float(self.lm.prefix_loss(read_1QH, ids_1T, mask_1T)[0]) * ids_1T.shape[1], ids_1T.shape[1])
+            for start in range(0, len(targets), _ROWS_AT_ONCE):
+                ids_BT, mask_BT = target_ids(self.lm, targets[start : start + _ROWS_AT_ONCE], prompt)
+                loss_B = self.lm.prefix_loss(read_1QH.expand(len(ids_BT), -1, -1), ids_BT, mask_BT)
+                nats.append((loss_B * mask_BT.sum(1)).cpu().numpy())
+                counts.append(mask_BT.sum(1).cpu().numpy())
+        return written, (np.concatenate(nats), np.concatenate(counts))
 
 
 @torch.inference_mode()
@@ -108,26 +109,10 @@ def ideas_beside(stacks: Sequence[Stack], texts: Sequence[str]) -> list[np.ndarr
     """`Stack.ideas` of stacks that read the same encoder: it runs once."""
     first, rows = stacks[0], [[] for _ in stacks]
     for start in range(0, len(texts), _ROWS_AT_ONCE):
-        states = token_states(first.encoder, texts[start : start + _ROWS_AT_ONCE], first.model.max_input_tokens)
+        states = token_rows(first.encoder, texts[start : start + _ROWS_AT_ONCE], first.model.max_input_tokens)
         for stack, own in zip(stacks, rows, strict=True):
-            own.append(stack.model.ideas(*(x.to(stack.lm.device) for x in states)).cpu().numpy())
+            own.append(stack.model.ideas(*padded(states, stack.lm.device)).cpu().numpy())
     return [np.concatenate(own).astype(np.float16).astype(np.float32) for own in rows]
-
-
-def token_states(encoder: Any, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
-    """The frozen encoder's states [B, S, E] and mask [B, S]; nothing is kept."""
-    if not hasattr(encoder, "token_states"):
-        raise UserError(f"encoder {encoder.name} gives no token states; take a model of transformers or sentence-transformers")
-    at_once = _TEXTS_AT_ONCE if str(getattr(encoder, "device", "cpu")) == "cpu" else len(texts)
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
-    groups = [order[start : start + at_once] for start in range(0, len(order), at_once)]
-    pieces = [encoder.token_states([texts[row] for row in rows], max_tokens=max_tokens) for rows in groups]
-    longest = max(mask_BS.shape[1] for _, mask_BS in pieces)
-    states_BSE = pieces[0][0].new_zeros(len(texts), longest, pieces[0][0].shape[2])
-    mask_BS = pieces[0][1].new_zeros(len(texts), longest)
-    for rows, (states, mask) in zip(groups, pieces, strict=True):
-        states_BSE[rows, : mask.shape[1]], mask_BS[rows, : mask.shape[1]] = states, mask
-    return states_BSE, mask_BS
 
 
 def prompt_embeddings(lm: FrozenLM, prompt: str) -> Tensor:
@@ -140,16 +125,3 @@ def target_ids(lm: FrozenLM, targets: Sequence[str], prompt: str, *, max_tokens:
     """ids_BT and mask_BT of targets as they follow the prompt: behind a word or a mark stands a space."""
     lead = " " if prompt and not prompt[-1].isspace() else ""
     return lm.tokenize([lead + target for target in targets], max_tokens=max_tokens, add_end=True)
-
-
-def thought_loss(
-    expansion: PrefixAdapter, lm: FrozenLM, thoughts_BD: Tensor, prompt_1QH: Tensor, ids_BT: Tensor, mask_BT: Tensor
-) -> tuple[Tensor, Prefix]:
-    """Mean cross-entropy of each row's target in nats [B], prefix and prompt being read and not counted; and the prefix."""
-    trunk_BF = expansion.trunk(thoughts_BD)
-    prefix = expansion.prefix(trunk_BF, lm)
-    places_T = torch.arange(ids_BT.shape[1], device=lm.device)
-    bias_BTH = expansion.bias(trunk_BF, spoken_before(lm.embed(ids_BT)), places_T)
-    read_BPH = torch.cat([prefix.prefix_BPH.to(lm.dtype), prompt_1QH.expand(len(ids_BT), -1, -1)], 1)
-    with torch.autocast(lm.device.type, enabled=False):  # the LM has its own dtype
-        return lm.prefix_loss(read_BPH, ids_BT, mask_BT, bias_BTH), prefix

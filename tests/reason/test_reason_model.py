@@ -16,10 +16,10 @@ from lsm.reason.settings import MiddleSettings, StackSettings
 KINDS = ("mlp", "transformer", "gru", "identity")
 
 
-def model(kind: str = "mlp", *, pooling: str = "attention", width: int = 24, latent: int = 24) -> ReasonModel:
+def model(kind: str = "mlp", *, pooling: str = "attention", width: int = 24, latent: int = 24, compress: int = 32) -> ReasonModel:
     settings = StackSettings(
         pooling=pooling,  # ty: ignore[invalid-argument-type]
-        compress_hidden=32,
+        compress_hidden=compress,
         latent_dim=latent,
         middle=MiddleSettings(kind=kind, hidden=32, layers=2, slots=4, steps=3),  # ty: ignore[invalid-argument-type]
         expansion=AdapterSettings(prefix_length=3, hidden=32, lexical=False, soft_words=False),
@@ -85,6 +85,16 @@ def test_every_middle_but_the_identity_learns_a_map(kind: str) -> None:
         loss.backward()
         optimizer.step()
     assert distance().item() < 0.6 * before
+
+
+def test_without_compression_the_idea_is_the_pooled_vector() -> None:
+    states_BSE, mask_BS = states()
+    stack = model(pooling="mean", compress=0)
+    assert not list(stack.compress.parameters())
+    mean_BE = torch.stack([states_BSE[0].mean(0), states_BSE[1, :3].mean(0)])
+    torch.testing.assert_close(stack.ideas(states_BSE, mask_BS), torch.nn.functional.normalize(mean_BE, dim=-1))
+    ideas_BD = model(width=40, latent=24, compress=0).ideas(*states(40))
+    torch.testing.assert_close(ideas_BD.norm(dim=-1), torch.ones(2))
 
 
 def test_another_width_keeps_lengths_and_differences() -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lsm.bench.idea_space import agreement, collapse, map_ideas
+from lsm.bench.idea_space import agreement, between, collapse, map_ideas, pairwise_cosine
 from lsm.decode.vectors import unit
-from lsm.reason.space import between, mean_pairwise_cosine
 from lsm.text.lead import choose_lead, lead
 from lsm.text.pairs import Pair
 
@@ -29,8 +28,8 @@ def test_a_path_keeps_to_the_sphere_at_equal_steps() -> None:
 def test_pairwise_cosine_is_the_mean_over_pairs() -> None:
     z_ND = random(9)
     cosines = [z_ND[i] @ z_ND[j] for i in range(9) for j in range(i)]
-    assert mean_pairwise_cosine(3 * z_ND) == pytest.approx(np.mean(cosines), abs=1e-5)
-    assert mean_pairwise_cosine(np.stack([z_ND[0]] * 4)) == pytest.approx(1, abs=1e-5)
+    assert pairwise_cosine(3 * z_ND) == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert pairwise_cosine(np.stack([z_ND[0]] * 4)) == pytest.approx(1, abs=1e-5)
 
 
 def test_collapse_is_named_and_only_then() -> None:
