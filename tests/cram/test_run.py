@@ -52,7 +52,8 @@ def test_what_is_held_comes_back_word_for_word(lm, tmp_path, form):
         given = Reading(lm, form).decode(each.vectors_PH[None], [max(1, each.n_tokens)])[0]
         assert given[: each.n_tokens] == each.target.ids[: each.n_tokens]
         failed = [stage for stage in each.numbers["stages"] if not stage["reached"]]
-        assert each.n_tokens == len(each.target.ids) or min(stage["target"] for stage in failed) == each.n_tokens + 1
+        too_long = [stage["target"] for stage in failed if stage["target"] > each.n_tokens]
+        assert each.n_tokens == len(each.target.ids) or min(too_long) == each.n_tokens + 1
         assert each.n_tokens == max(stage["greedy_tokens"] for stage in each.numbers["stages"])
         assert all(stage["greedy_tokens"] < stage["target"] for stage in failed)
         assert all(stage["accuracy"] == 1 for stage in each.numbers["stages"] if stage["reached"])
