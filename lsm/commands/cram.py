@@ -219,8 +219,8 @@ def _capacity(
 ) -> list[dict[str, Any]]:
     """A row for each text and way."""
     from lsm.bench.cram import capacity_row, quantised_rows
+    from lsm.bench.cram_bits import quantised, stored_bytes
     from lsm.bench.cram_code import SameBytes
-    from lsm.cram.quantise import quantised, stored_bytes
 
     settings, rows = options.settings, []
     for unit, texts in crammed:

@@ -42,11 +42,6 @@ class Growth:
         else:
             self.failed = target
 
-    @property
-    def at_limit(self) -> bool:
-        """Whether the search ended because there was nothing longer to try."""
-        return self.held >= self.limit
-
     def most_stages(self, settings: GrowthSettings) -> int:
         """Stages that a search of this limit can have at most: for plans."""
         search, n, held = Growth(self.limit), 0, [0]

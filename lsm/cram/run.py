@@ -126,7 +126,7 @@ class Crammer:
         loss_B = reading.told(starts_BPH, rows + rows, kept + kept).loss_B.tolist()
         for text, at_hand, held in zip(failed, loss_B[: len(failed)], loss_B[len(failed) :], strict=True):
             if held < at_hand:
-                text.start_from_held()
+                text.vectors_PH.copy_(text.held_PH)
 
     @staticmethod
     def _greedy(reading: Reading, active: Sequence[Text], rows: Sequence[list[int]], which: list[int]) -> dict[int, int]:

@@ -91,7 +91,7 @@ class Text:
         return self.stage_steps >= self._settings.stage.steps
 
     def end_stage(self, greedy_tokens: int) -> None:
-        """On to the next target, from the vectors at hand (see `start_from_held`) or new ones.
+        """On to the next target, from the vectors at hand, or from new ones where the first target is tried again.
 
         Args:
             greedy_tokens: of the target, given back by the stage's best vectors before the first error.
@@ -110,11 +110,6 @@ class Text:
             self._draw()
         self.stage_steps = self.best_right = 0
         self._optimizer = self._new_optimizer()
-
-    def start_from_held(self) -> None:
-        """Begin the stage from the vectors that reached the longest target so far, not from those that failed at a longer one."""
-        with torch.no_grad():
-            self.vectors_PH.copy_(self.held_PH)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that goes on, as tensors and as JSON."""
