@@ -73,7 +73,7 @@ def capacity_row(lm: FrozenLM, held: Held, stages: Sequence[dict[str, Any]], *, 
     alone_T, right_T = unconditioned(lm, held.ids)
     row: dict[str, Any] = {"tokens_exact": n, "at_limit": n == len(held.ids), "certified": n == held.n_tokens}
     row["tokens_teacher_forced"] = max([n, *(stage["target"] for stage in stages if stage["accuracy"] >= teacher_forced)])
-    failed = [stage for stage in stages if not stage["reached"]]
+    failed = [stage for stage in stages if not stage["reached"] and stage["target"] > n]
     over = min(failed, key=lambda stage: (stage["target"], -stage["accuracy"], -stage["greedy_tokens"]), default=None)
     row["overreach_target"], row["overreach_accuracy"], row["overreach_tokens"] = (
         (None, None, None) if over is None else (over["target"], over["accuracy"], over["greedy_tokens"])
