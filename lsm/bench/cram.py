@@ -121,7 +121,7 @@ def summary(rows: Sequence[dict[str, Any]], *, seed: int) -> list[dict[str, Any]
             estimates[f"exact_{bits}"] = over([row["quantised"][index]["exact"] for row in mine])
             estimates[f"tokens_{bits}"] = over([row["quantised"][index]["tokens_exact"] for row in mine])
             estimates[f"bytes_{bits}"] = over([row["quantised"][index]["bytes"] for row in mine])
-        if mine[0].get("code"):
+        if all(row.get("code") for row in mine):
             estimates["code_tokens"] = over([row["code"]["tokens_certified"] for row in mine])
             estimates["code_bytes"] = over([row["code"]["bytes"] for row in mine])
         label = f"{vectors} vector{'s' * (vectors > 1)}" + (", one pass" if form == "one-pass" else "")
