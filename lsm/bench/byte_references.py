@@ -15,7 +15,7 @@ import torch
 
 from lsm.bench.text_metrics import ZSTD_LEVEL, to_bytes, utf8_bytes, zstd_bytes
 from lsm.errors import UserError
-from lsm.lm.tokens import pad_ids
+from lsm.lm.tokens import opening_ids, pad_ids
 
 if TYPE_CHECKING:
     from zstandard import ZstdCompressionDict
@@ -122,7 +122,7 @@ def lm_bits(lm: FrozenLM, texts: Sequence[str], *, start_ids: Sequence[int] | No
     Raises:
         UserError: a text is longer than the LM reads.
     """
-    start = (lm.tokens.start_ids or [lm.tokens.end_id]) if start_ids is None else list(start_ids)
+    start = opening_ids(lm.tokens) if start_ids is None else list(start_ids)
     assert start, "the first token needs something to be predicted from"
     rows = [[*row, lm.tokens.end_id] for row in lm.tokens.encode_exact(texts)]
     lengths = [len(row) for row in rows]

@@ -17,6 +17,7 @@ from torch import Tensor
 from lsm.bench.intervals import as_row, draw, mean
 from lsm.bench.text_metrics import utf8_bytes, zstd_bytes
 from lsm.lm.loss import frozen_prediction
+from lsm.lm.tokens import n_agreeing, opening_ids
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
@@ -47,18 +48,13 @@ class Held:
         if self.n_tokens == 0:
             return 0
         vectors_PH = self.vectors_PH if vectors_PH is None else vectors_PH
-        given = self.decode(vectors_PH[None], [self.n_tokens])[0]
-        wrong = [place for place, (a, b) in enumerate(zip(given, self.ids, strict=False)) if a != b]
-        return min([*wrong, len(given)])
+        return n_agreeing(self.decode(vectors_PH[None], [self.n_tokens])[0], self.ids)
 
 
 @torch.no_grad()
 def unconditioned(lm: FrozenLM, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cross-entropy in nats of each token without any vector, float64 [T], and whether it is the most probable one.
-
-    Before the first stands what the LM expects before every text, or one end token, as between two documents.
-    """
-    start = torch.tensor(lm.tokens.start_ids or [lm.tokens.end_id], device=lm.device)
+    """Cross-entropy in nats of each token without any vector, float64 [T], and whether it is the most probable one."""
+    start = torch.tensor(opening_ids(lm.tokens), device=lm.device)
     ids_T = torch.tensor(ids, dtype=torch.int64, device=lm.device)
     hidden_TH = lm.prefix_hidden(lm.embed(start)[None], ids_T[None])[0]
     loss_T, right_T = frozen_prediction(hidden_TH, lm.head_VH, ids_T)
@@ -77,7 +73,8 @@ def capacity_row(lm: FrozenLM, held: Held, stages: Sequence[dict[str, Any]], *, 
     alone_T, right_T = unconditioned(lm, held.ids)
     row: dict[str, Any] = {"tokens_exact": n, "at_limit": n == len(held.ids), "certified": n == held.n_tokens}
     row["tokens_teacher_forced"] = max([n, *(stage["target"] for stage in stages if stage["accuracy"] >= teacher_forced)])
-    over = min((stage for stage in stages if not stage["reached"]), key=lambda stage: stage["target"], default=None)
+    failed = [stage for stage in stages if not stage["reached"] and stage["target"] > n]
+    over = min(failed, key=lambda stage: (stage["target"], -stage["accuracy"], -stage["greedy_tokens"]), default=None)
     row["overreach_target"], row["overreach_accuracy"], row["overreach_tokens"] = (
         (None, None, None) if over is None else (over["target"], over["accuracy"], over["greedy_tokens"])
     )
@@ -124,7 +121,7 @@ def summary(rows: Sequence[dict[str, Any]], *, seed: int) -> list[dict[str, Any]
             estimates[f"exact_{bits}"] = over([row["quantised"][index]["exact"] for row in mine])
             estimates[f"tokens_{bits}"] = over([row["quantised"][index]["tokens_exact"] for row in mine])
             estimates[f"bytes_{bits}"] = over([row["quantised"][index]["bytes"] for row in mine])
-        if mine[0].get("code"):
+        if all(row.get("code") for row in mine):
             estimates["code_tokens"] = over([row["code"]["tokens_certified"] for row in mine])
             estimates["code_bytes"] = over([row["code"]["bytes"] for row in mine])
         label = f"{vectors} vector{'s' * (vectors > 1)}" + (", one pass" if form == "one-pass" else "")

@@ -17,6 +17,7 @@ from lsm.bench.intervals import as_row, draw, mean
 from lsm.bench.text_metrics import token_f1
 from lsm.lm.generation import Sampling
 from lsm.lm.loss import frozen_divergence
+from lsm.lm.tokens import opening_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,7 @@ class Usefulness:
 
     def __init__(self, lm: FrozenLM) -> None:
         self.lm = lm
-        self._start_PH = self._embedded(list(lm.tokens.start_ids) or [lm.tokens.end_id])
+        self._start_PH = self._embedded(opening_ids(lm.tokens))
 
     def text(self, text: str) -> Tensor:
         """The text itself as context, [P, H]: what a vector stands in for."""

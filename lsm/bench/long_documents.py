@@ -16,6 +16,7 @@ import torch
 from lsm.bench import drift, intervals
 from lsm.bench.evaluation import MODEL
 from lsm.decode.vectors import unit
+from lsm.lm.tokens import opening_ids
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
@@ -104,7 +105,7 @@ def drift_rows(
 def surprise(lm: FrozenLM, read: Sequence[str], texts: Sequence[str]) -> tuple[float, int]:
     """Nats of `texts` for an LM that has read `read` and then what it judges, as far back as 1,024 tokens at least; and how many tokens."""
     before, after = lm.tokens.encode([" ".join(read) + " ", " ".join(texts)])
-    starts = lm.tokens.start_ids or [lm.tokens.end_id]
+    starts = opening_ids(lm.tokens)
     window = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None) or _READ_TOKENS + _JUDGED_TOKENS
     at_once = min(_JUDGED_TOKENS, window // 2)
     back = min(_READ_TOKENS, window - at_once) - len(starts)

@@ -219,8 +219,8 @@ def _capacity(
 ) -> list[dict[str, Any]]:
     """A row for each text and way."""
     from lsm.bench.cram import capacity_row, quantised_rows
+    from lsm.bench.cram_bits import quantised, stored_bytes
     from lsm.bench.cram_code import SameBytes
-    from lsm.cram.quantise import quantised, stored_bytes
 
     settings, rows = options.settings, []
     for unit, texts in crammed:
@@ -228,7 +228,13 @@ def _capacity(
         code = SameBytes(lm, stored_bytes(n_entries, 8, settings.group)) if settings.code and unit.form == "autoregressive" else None
         for each in texts:
             held = _held(lm, unit, each, start_token=settings.start_token)
-            row: dict[str, Any] = {"name": each.target.name, "kind": each.target.kind, "vectors": unit.n_vectors, "form": unit.form}
+            row: dict[str, Any] = {
+                "lm": lm.name,
+                "name": each.target.name,
+                "kind": each.target.kind,
+                "vectors": unit.n_vectors,
+                "form": unit.form,
+            }
             row |= capacity_row(lm, held, each.numbers["stages"], teacher_forced=settings.teacher_forced)
             ways = {n: (quantised(each.vectors_PH, n, settings.group), stored_bytes(n_entries, n, settings.group)) for n in bits}
             row |= {"quantised": quantised_rows(held, ways), "float32_bytes": stored_bytes(n_entries, 32, settings.group)}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lsm.lm.generation import Sampling, generate_ids
 from lsm.lm.loss import frozen_divergence, frozen_prediction, row_means
-from lsm.lm.tokens import pad_ids
+from lsm.lm.tokens import opening_ids, pad_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ class Reading:
             keep: also measure the divergence on the kept sentences.
         """
         self.lm, self.form, self.keep = lm, form, keep
-        ids = (lm.tokens.start_ids or [lm.tokens.end_id]) if start else []
+        ids = opening_ids(lm.tokens) if start else []
         self._start_SH = lm.embed(torch.tensor(ids, dtype=torch.int64, device=lm.device))
 
     def prefix(self, vectors_BPH: Tensor) -> Tensor:
@@ -115,11 +115,3 @@ class Reading:
         with torch.no_grad():
             states = self.lm.final_hidden(torch.cat([start_KSH, self.lm.embed(ids_KT)], dim=1))
         return ids_KT, mask_KT, states[:, len(self._start_SH) :]
-
-
-def n_agreeing(row: Sequence[int], target: Sequence[int]) -> int:
-    """Tokens of `target` that `row` gives back before its first error."""
-    for place, (given, wanted) in enumerate(zip(row, target, strict=False)):
-        if given != wanted:
-            return place
-    return min(len(row), len(target))

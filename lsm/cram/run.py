@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lsm.cram.reading import KEPT, Form, Reading, n_agreeing
+from lsm.cram.reading import KEPT, Form, Reading
 from lsm.cram.settings import CramSettings
 from lsm.cram.text import Target, Text
 from lsm.errors import UserError
 from lsm.files import DONE_MARKER, atomic_write, make_folder, read_json, remove_leftovers, write_json
+from lsm.lm.tokens import n_agreeing
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
@@ -96,23 +97,22 @@ class Crammer:
             torch.stack([text.vectors_PH for text in active]), rows, [text.steps % len(KEPT) for text in active] if kl_weight else ()
         )
         n_right_B, divergence_B = told.n_right_B.tolist(), told.divergence_B.tolist()
-        for text, n_right in zip(active, n_right_B, strict=True):
-            text.see(n_right)
-        ripe = [b for b, row in enumerate(rows) if n_right_B[b] == len(row) and (not kl_weight or divergence_B[b] <= self.settings.kl_most)]
-        ended = {b: n for b, n in self._greedy(reading, active, rows, ripe, best=False).items() if n == len(rows[b])}
-        spent = [b for b, text in enumerate(active) if b not in ended and text.out_of_steps]
-        going = [b for b in range(len(active)) if b not in ended and b not in spent]
-        ended |= self._greedy(reading, active, rows, spent, best=True)
-        if going:
+        for text, n_right, divergence in zip(active, n_right_B, divergence_B, strict=True):
+            text.see(n_right, divergence)
+        ripe = [n_right_B[b] == len(row) and divergence_B[b] <= self.settings.kl_most for b, row in enumerate(rows)]
+        written = self._greedy(reading, active, rows, [b for b, text in enumerate(active) if ripe[b] or text.out_of_steps])
+        ended = {b: n for b, n in written.items() if n == len(rows[b]) or active[b].out_of_steps}
+        if going := [b for b in range(len(active)) if b not in ended]:
             chosen = torch.tensor(going, device=told.loss_B.device)
             (told.loss_B + kl_weight * told.divergence_B)[chosen].sum().backward()
         for b, text in enumerate(active):
             if b in ended:
                 text.vectors_PH.grad = None
-                text.end_stage(reached=b not in spent, greedy_tokens=ended[b], divergence=divergence_B[b])
+                text.end_stage(ended[b])
             else:
                 text.step()
-        self._choose_starts(reading, [active[b] for b in spent if active[b].tokens is not None])
+        failed = [active[b] for b in ended if not active[b].stages[-1].reached and active[b].growth.failed is not None]
+        self._choose_starts(reading, [text for text in failed if text.tokens is not None])
 
     @staticmethod
     @torch.no_grad()
@@ -126,14 +126,14 @@ class Crammer:
         loss_B = reading.told(starts_BPH, rows + rows, kept + kept).loss_B.tolist()
         for text, at_hand, held in zip(failed, loss_B[: len(failed)], loss_B[len(failed) :], strict=True):
             if held < at_hand:
-                text.start_from_held()
+                text.vectors_PH.copy_(text.held_PH)
 
     @staticmethod
-    def _greedy(reading: Reading, active: Sequence[Text], rows: Sequence[list[int]], which: list[int], *, best: bool) -> dict[int, int]:
-        """Tokens that some texts' vectors (those at hand, or the stage's best) give back free-running before the first error."""
+    def _greedy(reading: Reading, active: Sequence[Text], rows: Sequence[list[int]], which: list[int]) -> dict[int, int]:
+        """Tokens that the stage's best vectors of some texts give back free-running before the first error."""
         if not which:
             return {}
-        vectors_BPH = torch.stack([active[b].best_PH if best else active[b].vectors_PH.detach() for b in which])
+        vectors_BPH = torch.stack([active[b].best_PH for b in which])
         given = reading.decode(vectors_BPH, [len(rows[b]) for b in which])
         return {b: n_agreeing(row, rows[b]) for b, row in zip(which, given, strict=True)}
 

@@ -19,13 +19,17 @@ class GrowthSettings:
     factor: float = 1.5
     """Each target that was reached is followed by one so many times as long, until one fails; then the space between is halved."""
     resolution_tokens: int = 1
-    """Halving ends when the longest target reached and the shortest that failed are so near."""
+    """Halving ends when the tokens held and the shortest target that failed are so near."""
+    restarts: int = 2
+    """A first target that fails is tried again so many times, from other random vectors each time, before a shorter one is: some starts
+    never learn their first token."""
     max_tokens: int = 64
     """Longest target; a text that reaches it may have more in it, and its row says so."""
 
     def __post_init__(self) -> None:
-        if min(self.first_tokens, self.resolution_tokens) < 1 or self.max_tokens < self.first_tokens or self.factor <= 1:
-            raise ValueError("growth: needs 1 ≤ first_tokens ≤ max_tokens, resolution_tokens ≥ 1 and factor > 1")
+        least = min(self.first_tokens, self.resolution_tokens, self.restarts + 1)
+        if least < 1 or self.max_tokens < self.first_tokens or self.factor <= 1:
+            raise ValueError("growth: needs 1 ≤ first_tokens ≤ max_tokens, resolution_tokens ≥ 1, restarts ≥ 0 and factor > 1")
 
 
 @dataclass(kw_only=True)
@@ -62,8 +66,8 @@ class CramSettings:
     texts: int = 5
     """Texts: the first tokens of the first so many documents that are long enough; 0 measures usefulness alone."""
     start_token: bool = True
-    """Read what the LM expects before every text, or one end token, before the vectors; without it they take the attention sink's place,
-    from which the first token hardly ever comes right."""
+    """Read what the LM expects before every text, or one end token, before the vectors; without it the first vector stands where an LM
+    keeps its attention sink, and cramming takes longer (docs/cram.md)."""
     skip_tokens: int = 0
     """Tokens left out at the beginning of each document, such as salutations that the LM knows by heart."""
     random_texts: int = 2

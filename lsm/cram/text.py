@@ -41,22 +41,22 @@ class Stage:
     accuracy: float
     """Best share of right tokens after right tokens."""
     greedy_tokens: int
-    """Tokens given back free-running before the first error, by the vectors of that best share."""
+    """Tokens given back free-running before the first error, by the last vectors of that best share."""
     divergence: float
-    """KL on a kept sentence at the end, nats a token."""
+    """Their KL on a kept sentence, nats a token."""
 
 
 class Text:
     """One text's state; nothing in it depends on the texts beside it."""
 
     def __init__(self, target: Target, n_vectors: int, width: int, settings: CramSettings, *, seed: int, device: torch.device) -> None:
-        self.target, self._settings = target, settings
+        self.target, self._settings, self._seed = target, settings, seed
         self.growth = Growth(len(target.ids))
-        generator = torch.Generator().manual_seed(row_seed(seed, target.name.encode(), target.kind.encode(), str(n_vectors).encode()))
-        start_PH = torch.randn(n_vectors, width, generator=generator) * settings.stage.init_std
-        self.vectors_PH = nn.Parameter(start_PH.to(device))
+        self.vectors_PH = nn.Parameter(torch.empty(n_vectors, width, device=device))
+        self._draw()
         self.held_PH, self.best_PH = (self.vectors_PH.detach().clone() for _ in range(2))
         self.steps = self.stage_steps = self.best_right = 0
+        self.best_divergence = 0.0
         self.stages: list[Stage] = []
         self.trajectory: list[tuple[int, int, float]] = []
         self._optimizer = self._new_optimizer()
@@ -70,13 +70,13 @@ class Text:
         """Tokens of the target at hand; None when the search is over."""
         return self.growth.target(self._settings.growth)
 
-    def see(self, n_right: int) -> None:
-        """Note how many tokens of the target are right with the vectors at hand."""
+    def see(self, n_right: int, divergence: float) -> None:
+        """Note how many tokens of the target are right with the vectors at hand, and their KL on a kept sentence."""
         assert self.tokens is not None
         if self.steps % TRAJECTORY_EVERY == 0 or n_right == self.tokens:
             self.trajectory.append((self.steps, self.tokens, n_right / self.tokens))
-        if n_right > self.best_right or self.stage_steps == 0:
-            self.best_right = n_right
+        if n_right >= self.best_right or self.stage_steps == 0:
+            self.best_right, self.best_divergence = n_right, divergence
             self.best_PH = self.vectors_PH.detach().clone()
 
     def step(self) -> None:
@@ -90,31 +90,33 @@ class Text:
     def out_of_steps(self) -> bool:
         return self.stage_steps >= self._settings.stage.steps
 
-    def end_stage(self, *, reached: bool, greedy_tokens: int, divergence: float) -> None:
-        """On to the next target, from the vectors at hand (see `start_from_held`)."""
+    def end_stage(self, greedy_tokens: int) -> None:
+        """On to the next target, from the vectors at hand, or from new ones where the first target is tried again.
+
+        Args:
+            greedy_tokens: of the target, given back by the stage's best vectors before the first error.
+        """
         tokens = self.tokens
         assert tokens is not None
-        accuracy = self.best_right / tokens
-        stage = Stage(target=tokens, reached=reached, steps=self.stage_steps, accuracy=accuracy, greedy_tokens=greedy_tokens,
-                      divergence=divergence)  # fmt: skip
+        written = greedy_tokens if self.best_divergence <= self._settings.kl_most else 0
+        stage = Stage(target=tokens, reached=written == tokens, steps=self.stage_steps, accuracy=self.best_right / tokens,
+                      greedy_tokens=greedy_tokens, divergence=self.best_divergence)  # fmt: skip
         self.stages.append(stage)
-        self.growth.record(tokens, reached=reached)
-        if reached:
-            self.held_PH = self.vectors_PH.detach().clone()
+        held, restarts = self.growth.held, self.growth.restarts
+        self.growth.record(tokens, written, self._settings.growth)
+        if self.growth.held > held:
+            self.held_PH = self.best_PH.clone()
+        if self.growth.restarts > restarts:
+            self._draw()
         self.stage_steps = self.best_right = 0
         self._optimizer = self._new_optimizer()
-
-    def start_from_held(self) -> None:
-        """Begin the stage from the vectors that reached the longest target so far, not from those that failed at a longer one."""
-        with torch.no_grad():
-            self.vectors_PH.copy_(self.held_PH)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that goes on, as tensors and as JSON."""
         moments = self._optimizer.state.get(self.vectors_PH, {})
         tensors = {"vectors": self.vectors_PH.detach(), "held": self.held_PH, "best": self.best_PH} | moments
-        numbers = {name: getattr(self, name) for name in ("steps", "stage_steps", "best_right", "trajectory")}
-        growth = {"held": self.growth.held, "failed": self.growth.failed}
+        numbers = {name: getattr(self, name) for name in ("steps", "stage_steps", "best_right", "best_divergence", "trajectory")}
+        growth = {name: getattr(self.growth, name) for name in ("held", "failed", "restarts")}
         return tensors, numbers | {"growth": growth, "stages": [dataclasses.asdict(stage) for stage in self.stages]}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -128,10 +130,18 @@ class Text:
             self._optimizer.state[self.vectors_PH] = {
                 name: value if name == "step" else value.to(device) for name, value in moments.items()
             }
-        self.steps, self.stage_steps, self.best_right = (numbers[name] for name in ("steps", "stage_steps", "best_right"))
+        for name in ("steps", "stage_steps", "best_right", "best_divergence"):
+            setattr(self, name, numbers[name])
         self.trajectory = [tuple(point) for point in numbers["trajectory"]]
         self.growth = Growth(len(self.target.ids), **numbers["growth"])
         self.stages = [Stage(**stage) for stage in numbers["stages"]]
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        """Vectors to start from, others after each restart."""
+        which = (self.target.name, self.target.kind, str(len(self.vectors_PH)), *([str(self.growth.restarts)] * (self.growth.restarts > 0)))
+        generator = torch.Generator().manual_seed(row_seed(self._seed, *(part.encode() for part in which)))
+        self.vectors_PH.copy_(torch.randn(self.vectors_PH.shape, generator=generator) * self._settings.stage.init_std)
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         stage = self._settings.stage

@@ -5,6 +5,7 @@ Shape letters: B rows, T tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -135,6 +136,17 @@ def load_tokens(name: str) -> Tokens:
     from lsm.assets import resolve
 
     return FolderTokens(Path(resolve(name).path))
+
+
+def opening_ids(tokens: Tokens) -> list[int]:
+    """What a text's first token is told from: what the LM expects before every text, or one end token, as between two documents."""
+    return list(tokens.start_ids) or [tokens.end_id]
+
+
+def n_agreeing(row: Sequence[int], target: Sequence[int]) -> int:
+    """Tokens of `target` that `row` gives back before its first error."""
+    agreed = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(row, target, strict=False))
+    return sum(1 for _ in agreed)
 
 
 def pad_ids(rows: Sequence[Sequence[int]], end_id: int) -> tuple[Tensor, Tensor]:

@@ -43,13 +43,17 @@ USE = (
     Column("unrelated_same", "same best\ntoken", "share"),
 )
 TEXTS = (
+    Column("lm", "LM", "text"),
     Column("name", "text", "text"),
-    Column("kind", "kind", "text"),
-    Column("form", "form", "text"),
-    Column("vectors", "vectors", "count"),
-    *CRAM[3:10],
-    Column("float32_bytes", "bytes\nfloat32", "bytes"),
-    *CRAM[14:17],
+    Column("memory", "memory", "text"),
+    Column("tokens_exact", "tokens exact,\ngreedy", "count"),
+    Column("tokens_teacher_forced", "teacher-\nforced", "count"),
+    Column("overreach_target", "shortest that failed", "count"),
+    *CRAM[5:10],
+    Column("tokens_int8", "tokens\nint8", "count"),
+    Column("tokens_int6", "tokens\nint6", "count"),
+    Column("tokens_int4", "tokens\nint4", "count"),
+    *CRAM[13:],
     Column("steps", "steps", "count"),
 )
 
@@ -75,34 +79,50 @@ def write_cram(folder: Path, results: dict[str, Any], *, seed: int, device: str,
     texts = [
         (f"{row['name']}, {row['vectors']} vectors, {row['form']}: {row['tokens_exact']} tokens", row["text"]) for row in results["texts"]
     ]
+    by_text = text_rows(results["texts"])
     sections = [
         Section("Capacity", words="Means over texts; 95 % intervals from resampling texts.", rows=results["rows"], columns=columns),
         Section("Plots", images=images),
         Section("Is the vector of use?", rows=results["usefulness"], columns=USE),
-        Section("Text by text", rows=results["texts"], columns=TEXTS),
+        Section("Text by text", rows=by_text, columns=_there(TEXTS, by_text)),
         Section("What is held, word for word", texts=texts),
     ]
     return write_report(folder / "cram.html", f"Crammed into memory vectors of {results['lm']['name']}", sections)
 
 
+def text_rows(texts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each text and way, with what stands nested in `texts` as columns."""
+    rows = []
+    for each in texts:
+        bits = {f"tokens_int{way['bits']}": way["tokens_exact"] for way in each["quantised"]}
+        bits |= {f"bytes_int{way['bits']}": way["bytes"] for way in each["quantised"]}
+        code = {"code_tokens": each["code"]["tokens_certified"]} if each["code"] else {}
+        rows.append(each | {"memory": _way(each)} | bits | code)
+    return rows
+
+
 def plot_cram(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Capacity against cross-entropy, capacity against the number of vectors, and accuracy trajectories of the first text of each way."""
+    """Capacity against cross-entropy, capacity against the number of vectors, and accuracy trajectories of the first text of each way.
+
+    Args:
+        rows: of one LM or of several.
+    """
+    several = len({row["lm"] for row in rows}) > 1
     against_nats: dict[str, tuple[list[float], list[float]]] = {}
-    capacities: dict[tuple[str, str], dict[int, list[int]]] = {}
+    capacities: dict[str, dict[int, list[int]]] = {}
     trajectories: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
-        label = f"{_way(row)}, {row['kind']}"
+        kind = f"{row['lm']}, {row['kind']}" if several else row["kind"]
+        label = f"{kind}, {_way(row)}"
         xs, ys = against_nats.setdefault(label, ([], []))
         xs.append(row["cross_entropy"])
         ys.append(row["tokens_exact"])
-        capacities.setdefault((row["form"], row["kind"]), {}).setdefault(row["vectors"], []).append(row["tokens_exact"])
+        group = kind + ", one pass" * (row["form"] == "one-pass")
+        capacities.setdefault(group, {}).setdefault(row["vectors"], []).append(row["tokens_exact"])
         points = row["trajectory"]
         if points and label not in trajectories:
             trajectories[label] = ([step for step, _, _ in points], [tokens * accuracy for _, tokens, accuracy in points])
-    by_vectors = {
-        f"{kind}{', one pass' if form == 'one-pass' else ''}": (sorted(each), [sum(each[n]) / len(each[n]) for n in sorted(each)])
-        for (form, kind), each in capacities.items()
-    }
+    by_vectors = {label: (sorted(each), [sum(each[n]) / len(each[n]) for n in sorted(each)]) for label, each in capacities.items()}
     panels = [
         Panel("Capacity and the text", "cross-entropy without a vector, nats a token", "tokens exact, greedy", against_nats, points=True),
         Panel("Capacity and vectors", "vectors", "tokens exact, greedy (mean)", by_vectors),

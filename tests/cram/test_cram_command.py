@@ -44,6 +44,7 @@ def test_the_report_has_every_way_and_its_bytes(unbroken):
     }  # fmt: skip
     for row in results["texts"]:
         assert row["certified"] and row["tokens_teacher_forced"] >= row["tokens_exact"] == len(row["text"].encode())
+        assert row["overreach_target"] is None or row["overreach_target"] > row["tokens_exact"] >= row["overreach_tokens"]
         assert [each["bits"] for each in row["quantised"]] == [8, 6, 4]
         assert all(each["tokens_exact"] <= row["tokens_exact"] for each in row["quantised"])
         assert row["form"] == "one-pass" or row["code"]["bytes"] <= row["quantised"][0]["bytes"]

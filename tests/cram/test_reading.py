@@ -7,10 +7,11 @@ import torch
 
 from lsm.bench.byte_references import lm_bits
 from lsm.bench.cram import unconditioned
-from lsm.cram.quantise import HEADER_BYTES, quantised, stored_bytes
-from lsm.cram.reading import Reading, n_agreeing
+from lsm.bench.cram_bits import HEADER_BYTES, quantised, stored_bytes
+from lsm.cram.reading import Reading
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.loss import frozen_cross_entropy, frozen_prediction
+from lsm.lm.tokens import n_agreeing
 
 
 @pytest.fixture(scope="module")
