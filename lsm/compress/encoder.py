@@ -46,7 +46,7 @@ class Encoded:
     words: list[Tensor]
     """[P, H]: the mean word embedding of each code's stretch of text, what alignment aims at."""
     scores: list[Tensor]
-    """[T]: of each state, where pooling has a score; what `attend` trains."""
+    """[T]: of each state, where pooling has a score; what `spans` trains."""
 
 
 @dataclass
@@ -165,12 +165,12 @@ class Compressor(nn.Module):
         result = Encoded([], [], [])
         for row, state_TF in enumerate(states):
             score_T = self._score(state_TF, ids[row])
+            n_windows = max(1, -(-len(state_TF) // ratio))
             if self.settings.pooling == "kept":
                 assert score_T is not None
-                kept_P, window_T = windows_of_kept(score_T, -(-len(state_TF) // ratio))
+                kept_P, window_T = windows_of_kept(score_T, n_windows)
             else:
                 kept_P, window_T = None, even_windows(len(state_TF), ratio).to(lm.device)
-            n_windows = int(window_T[-1]) + 1
             first = torch.tensor(places[row][::ratio] or [0])
             own_T = torch.searchsorted(first, torch.tensor(starts[row] or [0]), right=True).clamp(min=1).to(lm.device) - 1
             result.words.append(pooled(embedded[row], own_T if kept_P is None else window_T, n_windows))

@@ -105,6 +105,11 @@ def test_every_token_kept_with_every_state_is_the_text(lm: FrozenLM, text_tokens
         assert not torch.allclose(answer_hidden(lm, changed, prompts, answers), wanted, atol=1e-2)
 
 
+def test_a_text_without_states_gives_one_code(lm: FrozenLM) -> None:
+    compressor = made(lm, source="encoder").eval()
+    assert len(compressor([""], lm, 4).soft.tokens[0]) == 1
+
+
 def test_hybrid_begins_with_its_text_and_travels(lm: FrozenLM) -> None:
     compressor = made(lm, layer=1, text_tokens=4, depths=(1,)).eval()
     soft = compressor([TEXTS[0]], lm, 4).soft
