@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
+from lsm.errors import UserError
 from lsm.files import atomic_write, make_folder
 from lsm.progress import Progress
 
@@ -65,7 +67,10 @@ class KeptStates:
                 progress.advance(1)
         self._states, self._vectors = [], []
         for path in files:
-            kept = load_file(path)  # mapped, not read
+            try:
+                kept = load_file(path)  # mapped, not read
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); delete it, and it is computed again") from error
             self._states.append(kept["states"].split(kept["lengths"].tolist()))
             self._vectors.append(kept["vectors"])
 

@@ -79,6 +79,10 @@ def test_kept_states_are_those_computed_and_are_not_computed_again(pairs: list[P
         torch.testing.assert_close(own.float(), expected, rtol=1e-3, atol=1e-3)
     vectors_BE = torch.from_numpy(encoder.encode([targets[n] for n in some_B]).vectors).float()
     torch.testing.assert_close(kept.vectors(some_B), torch.nn.functional.normalize(vectors_BE, dim=-1))
+    file = min(tmp_path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"{file.name} is damaged"):
+        KeptStates(tmp_path, encoder, inputs, targets, 50, quiet=True)
 
 
 def test_steps_that_aim_do_not_run_the_lm(pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
