@@ -40,9 +40,7 @@ class Loaded:
 
     def silent(self) -> AbstractContextManager[Any]:
         """While open the LM answers without the encoder's LoRA."""
-        from lsm.compress.objectives import silent
-
-        return silent(self.lm, self.compressor)
+        return self.compressor.silent(self.lm)
 
     @property
     def cue(self) -> int:
@@ -215,7 +213,6 @@ def ways_at(loaded: Loaded, questions: list[Question], ratio: int, options: Opti
     from lsm.bench import compression_controls as controls
     from lsm.bench.compression import Way
     from lsm.codes import soft_file
-    from lsm.compress.objectives import as_contexts
     from lsm.text.questions import others
 
     lm, compressor = loaded.lm, loaded.compressor
@@ -234,7 +231,8 @@ def ways_at(loaded: Loaded, questions: list[Question], ratio: int, options: Opti
                 wire = soft_file.Wire(bits, options.group, ratio, "", "", [code.cpu().numpy() for code in codes], heads)
                 back = soft_file.unpack(soft_file.pack(wire), origin="memory")
                 codes = [torch.from_numpy(code).to(lm.device) for code in back.codes]
-            return as_contexts(lm, compressor.receive(codes, heads, lm), compressor.cue)
+            soft = compressor.receive(codes, heads, lm)
+            return soft.contexts, soft.placed(lm)
 
         return contexts
 

@@ -48,8 +48,8 @@ def ask(options: Options) -> dict[str, Any]:
 
     from lsm.codes.soft_file import unpack
     from lsm.commands.compress_eval import load
-    from lsm.compress.objectives import read_soft
     from lsm.lm.contexts import read_preamble, write_answers
+    from lsm.lm.soft import read_soft
     from lsm.text.questions import Question
 
     assert options.wire is not None and options.question is not None
@@ -69,7 +69,7 @@ def ask(options: Options) -> dict[str, Any]:
         preamble = read_preamble(loaded.lm, loaded.prompts.preamble)
         for code, head in zip(wire.codes, wire.heads, strict=True):
             soft = loaded.compressor.receive([torch.from_numpy(code).to(loaded.lm.device)], [head], loaded.lm)
-            read = read_soft(loaded.lm, loaded.compressor, soft, [0], preamble)
+            read = read_soft(loaded.lm, soft, [0], preamble)
             answers += write_answers(loaded.lm, read, prompts, max_new_tokens=24)
             print(answers[-1])
     return {"answers": answers, "ratio": wire.ratio, "bits": wire.bits}

@@ -16,14 +16,14 @@ from lsm.bench import intervals, summaries
 from lsm.bench.idea_space import collapse, pairwise_cosine
 from lsm.bench.summaries import mean_bytes
 from lsm.errors import UserError
-from lsm.files import atomic_write, fingerprint, make_folder, read_json
+from lsm.files import atomic_write, fingerprint, make_folder
 from lsm.progress import Progress, say
 from lsm.reason.model import ReasonModel
 from lsm.reason.stack import ideas_beside
-from lsm.reason.training import SEEN
 from lsm.report.tables import SUMMARIES, SUMMARY_DIFFERENCE, markdown, show
 from lsm.text.lead import lead
 from lsm.text.pairs import read_pairs
+from lsm.training.seen import load_seen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,10 +173,9 @@ def _scored(options: Options, lines: Sequence[_Written], pairs: Sequence[Pair]) 
 
 def _unseen(pairs: list[Pair], folder: Path) -> tuple[list[Pair], int, frozenset[str]]:
     """The pairs whose inputs the training has not read, how many it has, and the fingerprints of its documents' names."""
-    seen = read_json(folder / SEEN if (folder / SEEN).exists() else folder / "final" / SEEN)
-    inputs = frozenset(seen["inputs"])
-    kept = [pair for pair in pairs if fingerprint(pair.text) not in inputs]
-    return kept, len(pairs) - len(kept), frozenset(seen["documents"])
+    seen = load_seen(folder)
+    kept = [pair for pair in pairs if fingerprint(pair.text) not in seen["inputs"]]
+    return kept, len(pairs) - len(kept), seen["documents"]
 
 
 def _write_out(out: Path, results: dict[str, Any], lines: Sequence[_Written], pairs: Sequence[Pair]) -> None:

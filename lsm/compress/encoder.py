@@ -7,34 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from lsm.compress.networks import BYTE_WIDTH, ByteReader, Queries, Residual, quantised, zeroed
+from lsm.compress.networks import BYTE_WIDTH, ByteReader, Queries, Residual, quantised, scorer, zeroed
 from lsm.compress.settings import EncoderSettings
 from lsm.compress.windows import even_windows, pooled, window_softmax, windows_of_kept
 from lsm.lm.frozen import FrozenLM
-from lsm.lm.lora import attach_lora
+from lsm.lm.lora import attach_lora, lora_off
+from lsm.lm.soft import Soft
 
 Pieces = Callable[[Sequence[str]], "list[tuple[Tensor, list[int]]]"]
 """Texts to each one's token states [T, F] and the characters at which its tokens begin."""
 _BYTES_PER_TOKEN = 4
-
-
-@dataclass
-class Soft:
-    """Compressed texts as the answering LM takes them, each a row of the lists."""
-
-    tokens: list[Tensor]
-    """[P, H]: text tokens of a hybrid, soft tokens."""
-    deltas: dict[int, list[Tensor]]
-    """For each injected depth what is added to the residual stream at those positions, [P, H]."""
-    states: dict[int, list[Tensor]]
-    """For each depth what takes the stream's place at the last positions, those of the soft tokens: [P − text tokens, H]."""
 
 
 @dataclass
@@ -75,10 +64,7 @@ class Compressor(nn.Module):
         self.base_dim = (lm.width if settings.source == "lm" else width) * (1 + len(settings.states))
         self.dim = settings.code_dim or self.base_dim
         self.reader = ByteReader() if settings.source == "bytes" else None
-        self.score = nn.Linear(width, 1) if settings.pooling in ("weighted", "kept") else None
-        if self.score is not None:
-            nn.init.zeros_(self.score.weight)
-            nn.init.zeros_(self.score.bias)
+        self.score = scorer(width, settings.score_hidden) if settings.pooling in ("weighted", "kept") else None
         self.queries = Queries(width, self.base_dim) if settings.pooling == "queries" else None
         # Where the LM reads itself, a code starts as the mean word embedding of its window, and states add to it from zero.
         self.residual = zeroed(nn.Linear(width, lm.width)) if settings.source == "lm" and settings.layer else None
@@ -131,20 +117,19 @@ class Compressor(nn.Module):
 
     def receive(self, codes: Sequence[Tensor], heads: Sequence[str], lm: FrozenLM) -> Soft:
         """Soft tokens behind what came as text, and what happens to their positions at depths."""
-        inputs, states = list(codes), {}
+        inputs, deep = list(codes), {int(layer): [project(code) for code in codes] for layer, project in self.depths.items()}
         if self.settings.states:
-            inputs, *deep = zip(*(code.split(self.lm_width, dim=1) for code in codes), strict=True)
-            states = {layer: list(rows) for layer, rows in zip(self.settings.states, deep, strict=True)}
+            inputs, *states = zip(*(code.split(self.lm_width, dim=1) for code in codes), strict=True)
+            deep = {layer: list(rows) for layer, rows in zip(self.settings.states, states, strict=True)}
         soft = [self._matched(code if self.adapter is None else self.adapter(code)) for code in inputs]
-        deltas = {int(layer): [project(code) for code in codes] for layer, project in self.depths.items()}
         if self.settings.text_tokens:
             before = [lm.embed(torch.tensor([row], dtype=torch.int64, device=lm.device))[0].float() for row in lm.tokens.encode(heads)]
-            deltas = {
-                layer: [nn.functional.pad(row, (0, 0, len(head), 0)) for head, row in zip(before, rows, strict=True)]
-                for layer, rows in deltas.items()
-            }
             soft = [torch.cat(pair) for pair in zip(before, soft, strict=True)]
-        return Soft(soft, deltas, states)
+        return Soft(soft, deep, replaces=bool(self.settings.states), cue=self.cue)
+
+    def silent(self, lm: FrozenLM) -> AbstractContextManager[None]:
+        """While open the LM answers without the encoder's LoRA."""
+        return lora_off(lm) if self.lora else nullcontext()
 
     def encode(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> Encoded:
         """Codes of each text, the words that they stand for, and how its states were scored."""
@@ -152,7 +137,7 @@ class Compressor(nn.Module):
         embedded = [lm.embed(torch.tensor([row or [lm.tokens.end_id]], device=lm.device))[0].float() for row in ids]
         deep: list[list[Tensor]] = [[] for _ in texts]
         if self.settings.source == "lm":
-            states, deep = self._lm_states(embedded, lm)
+            states, deep = self._lm_states(embedded, lm, self.settings.states)
             places = starts
         elif self.settings.source == "bytes":
             assert self.reader is not None
@@ -164,7 +149,7 @@ class Compressor(nn.Module):
             states, places = [state.to(lm.device) for state, _ in found], [place for _, place in found]
         result = Encoded([], [], [])
         for row, state_TF in enumerate(states):
-            score_T = self._score(state_TF, ids[row])
+            score_T = None if self.score is None else self.scores(state_TF, ids[row])
             n_windows = max(1, -(-len(state_TF) // ratio))
             if self.settings.pooling == "kept":
                 assert score_T is not None
@@ -177,6 +162,22 @@ class Compressor(nn.Module):
             result.codes.append(self._code(state_TF, window_T, n_windows, score_T, kept_P, [embedded[row], *deep[row]]))
             result.scores += [] if score_T is None else [score_T]
         return result
+
+    @torch.no_grad()
+    def to_score(self, text: str, lm: FrozenLM) -> tuple[Tensor, list[int]]:
+        """States [T, H] of the LM's own reading of a text, and its token ids: what `scores` takes. No layer behind `layer` is read."""
+        ids = lm.tokens.encode([text])[0]
+        embedded_TH = lm.embed(torch.tensor([ids or [lm.tokens.end_id]], device=lm.device))[0].float()
+        return self._lm_states([embedded_TH], lm, ())[0][0], ids
+
+    def scores(self, state_TF: Tensor, ids: Sequence[int]) -> Tensor:
+        """How much each token [T] of a text is worth."""
+        assert self.score is not None
+        score_T = self.score(state_TF)[:, 0]
+        if self.settings.rarity and self.settings.source == "lm":
+            rank_T = torch.tensor(ids or [0], device=score_T.device).float().add(1) / self.n_tokens
+            score_T = score_T + self.settings.rarity * rank_T.log()
+        return score_T
 
     @torch.no_grad()
     def fit_words(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> None:
@@ -193,9 +194,9 @@ class Compressor(nn.Module):
         self.adapter.weight.copy_(weight_DH.T)
         self.adapter.bias.copy_(mean_H - mean_D @ weight_DH)
 
-    def _lm_states(self, embedded: Sequence[Tensor], lm: FrozenLM) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Of each text its states [T, H] at `layer`, normed, and those at each of the depths `states` as they are."""
-        wanted = [self.settings.layer, *self.settings.states]
+    def _lm_states(self, embedded: Sequence[Tensor], lm: FrozenLM, depths: Sequence[int]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Of each text its states [T, H] at `layer`, normed, and those at each of `depths` as they are."""
+        wanted = [self.settings.layer, *depths]
         if not any(wanted):
             return list(embedded), [[] for _ in embedded]
         padded = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
@@ -210,15 +211,6 @@ class Compressor(nn.Module):
             first_CTH = nn.functional.layer_norm(first_CTH.clamp(-50, 50), first_CTH.shape[-1:])
         deep_of = [[states[row, : len(own)] for states in deep] for row, own in enumerate(embedded)]
         return [states_TH[: len(own)] for states_TH, own in zip(first_CTH, embedded, strict=True)], deep_of
-
-    def _score(self, state_TF: Tensor, ids: Sequence[int]) -> Tensor | None:
-        if self.score is None:
-            return None
-        score_T = self.score(state_TF)[:, 0]
-        if self.settings.rarity and self.settings.source == "lm":
-            rank_T = torch.tensor(ids or [0], device=score_T.device).float().add(1) / self.n_tokens
-            score_T = score_T + self.settings.rarity * rank_T.log()
-        return score_T
 
     def _code(
         self, state_TF: Tensor, window_T: Tensor, n_windows: int, score_T: Tensor | None, kept_P: Tensor | None, own: Sequence[Tensor]

@@ -70,6 +70,12 @@ class Residual(nn.Module):
         return x_PD + (size_PS1 * added_PD.unflatten(1, (self.n_states, -1))).flatten(1)
 
 
+def scorer(width: int, hidden: int) -> nn.Sequential:
+    """State [F] → score [1], linear or through a hidden layer; every score is 0 at first."""
+    layers: list[nn.Module] = [nn.Linear(width, hidden), nn.GELU()] if hidden else []
+    return nn.Sequential(*layers, zeroed(nn.Linear(hidden or width, 1)))
+
+
 def _centres(n: int) -> Tensor:
     """Places of n things spread evenly over a text, on a scale of `_PLACES`."""
     return ((torch.arange(n) + 0.5) * _PLACES / n).long()

@@ -5,50 +5,19 @@ Shape letters: C texts, N questions, P soft tokens, H hidden width, A answer tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lsm.compress.encoder import Compressed, Compressor, Soft
+from lsm.compress.encoder import Compressed
 from lsm.compress.prompts import AGAIN
 from lsm.compress.settings import ObjectiveSettings
-from lsm.lm.contexts import Read, answer_hidden, read_contexts
+from lsm.lm.contexts import Read, answer_hidden
 from lsm.lm.frozen import FrozenLM
-from lsm.lm.lora import lora_off
 from lsm.lm.loss import frozen_cross_entropy, frozen_divergence
 
 _CONTRASTIVE_TEMPERATURE = 0.07
-
-
-@contextmanager
-def injected(lm: FrozenLM, soft: Soft) -> Iterator[None]:
-    """While open, what `soft` says of depths is done to its positions of contexts that are read, padded on the right."""
-    with ExitStack() as stack:
-        for layer, rows in soft.deltas.items():
-            stack.enter_context(lm.inject(layer, lambda stream, rows=rows: stream + _placed(stream, rows, [0] * len(rows))[0]))
-        first = [len(row) - len(next(iter(soft.states.values()))[place]) if soft.states else 0 for place, row in enumerate(soft.tokens)]
-        for layer, rows in soft.states.items():
-
-            def put(stream: Tensor, rows: list[Tensor] = rows) -> Tensor:
-                values, inside = _placed(stream, rows, first)
-                return torch.where(inside, values, stream)
-
-            stack.enter_context(lm.inject(layer, put))
-        yield
-
-
-def as_contexts(lm: FrozenLM, soft: Soft, cue: Tensor | None) -> tuple[list[Tensor], AbstractContextManager[None]]:
-    """Soft tokens [P, H] with the cue behind them, and what is open while they are read."""
-    return [torch.cat([row, *([] if cue is None else [cue])]) for row in soft.tokens], injected(lm, soft)
-
-
-def read_soft(lm: FrozenLM, compressor: Compressor, soft: Soft, row_of_N: Sequence[int], preamble: Read) -> Read:
-    """The LM reads soft tokens and the cue behind them."""
-    contexts, around = as_contexts(lm, soft, compressor.cue)
-    return read_contexts(lm, contexts, row_of_N, preamble=preamble, around=around)
 
 
 def answer_terms(
@@ -133,20 +102,6 @@ def guess(lm: FrozenLM, hidden_AH: Tensor, answers: Sequence[Sequence[int]], sha
         mixed.append([likely[start + i] if own[i] else token for i, token in enumerate(row)])
         start += len(row)
     return mixed
-
-
-def silent(lm: FrozenLM, compressor: Compressor) -> AbstractContextManager[Any]:
-    """While open the LM answers without the encoder's LoRA."""
-    return lora_off(lm) if compressor.lora else ExitStack()
-
-
-def _placed(stream_CPH: Tensor, rows: Sequence[Tensor], first: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The rows [P, H] as a tensor like the stream, each from its first position on, and which positions [C, P, 1] they fill."""
-    longest = stream_CPH.shape[1]
-    values = [nn.functional.pad(row, (0, 0, at, longest - at - len(row))) for row, at in zip(rows, first, strict=True)]
-    place_P = torch.arange(longest, device=stream_CPH.device)
-    inside = [(place_P >= at) & (place_P < at + len(row)) for row, at in zip(rows, first, strict=True)]
-    return torch.stack(values).to(stream_CPH.dtype), torch.stack(inside)[:, :, None]
 
 
 def _likeness(soft_PH: Tensor) -> Tensor:

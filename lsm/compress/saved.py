@@ -17,11 +17,10 @@ from lsm.errors import UserError
 from lsm.files import fingerprint, read_json, sha256_file, write_json
 from lsm.lm.frozen import FrozenLM, same_lm
 from lsm.text.questions import Question
+from lsm.training.seen import load_seen
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "lsm compressor"
-SEEN = "seen.json"
-"""Fingerprints of all texts and articles that training read or held out, so that an evaluation can leave them out."""
 _CARD = """---
 library_name: lsm
 tags: [prompt-compression, soft-tokens]
@@ -87,24 +86,14 @@ def load_compressor(
     return compressor.eval()
 
 
-def save_seen(folder: Path, questions: Sequence[Question]) -> None:
-    """Write what `unseen` looks up."""
-    articles, texts = ({fingerprint(one.article) for one in questions}, {fingerprint(one.text) for one in questions})
-    write_json(folder / SEEN, {"articles": sorted(articles), "texts": sorted(texts)})
-
-
 def unseen(questions: Sequence[Question], run: Path) -> list[Question]:
     """The questions on texts and articles that the training of a run has not read.
 
     Raises:
-        UserError: the run does not say what it has read.
+        UserError: no compressor there, or it does not say what it has read.
     """
-    folder = find_settings(run)[0]
-    if not (folder / SEEN).is_file():
-        raise UserError(f"{folder} has no {SEEN}, which says what was trained on (an older lsm wrote it); train it again")
-    seen = read_json(folder / SEEN)
-    articles, texts = frozenset(seen["articles"]), frozenset(seen["texts"])
-    return [one for one in questions if fingerprint(one.article) not in articles and fingerprint(one.text) not in texts]
+    seen = load_seen(find_settings(run)[0])
+    return [one for one in questions if fingerprint(one.article) not in seen["articles"] and fingerprint(one.text) not in seen["texts"]]
 
 
 def adapter_sha256(folder: Path) -> str:

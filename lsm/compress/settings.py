@@ -33,6 +33,8 @@ class EncoderSettings:
     the tokens of the text with the highest scores, as they are."""
     rarity: float = 0.0
     """Scores start at this times the log of the token's number over their count: BPE tokens are numbered from frequent to rare."""
+    score_hidden: int = 0
+    """Width of a hidden layer of the score; 0 = none, the score is linear in the state."""
     states: tuple[int, ...] = ()
     """With source lm: layers behind which a soft token's position takes the reader's pooled states there, in place of what the answering
     LM makes of it. With every layer a kept token is that token's keys and values, as evicting all others from a cache leaves them."""
@@ -54,7 +56,7 @@ class EncoderSettings:
     def __post_init__(self) -> None:
         problems = [
             f"encoder.{name} {value} must not be negative"
-            for name in ("layer", "lora_rank", "hidden", "codebook", "text_tokens", "cue")
+            for name in ("layer", "lora_rank", "score_hidden", "hidden", "codebook", "text_tokens", "cue")
             if (value := getattr(self, name)) < 0
         ]
         problems += ["encoder.code_dim must be at least 1"] * (self.code_dim is not None and self.code_dim < 1)
@@ -107,15 +109,16 @@ class ObjectiveSettings:
     """Binary cross-entropy of each token's score to whether it stands in the answer to a training question on its text: what to keep."""
     spans_steps: int = 0
     """So many first steps only do that, without the answering LM; where `spans` is 0 they use weight 1."""
-    attend: float = 0.0
-    """Cross-entropy of the scores' softmax over a text to where the LM looks in the full text while it answers: what to keep."""
+    spans_texts: int = 16
+    """Texts of a batch in those steps; what their scores read is computed once and kept."""
 
     def __post_init__(self) -> None:
         numbers = {name: value for name, value in vars(self).items() if name != "temperature"}
         problems = [f"objectives.{name} {value} must not be negative" for name, value in numbers.items() if value < 0]
         problems += [f"objectives.temperature {self.temperature} must be above 0"] * (not self.temperature > 0)
         problems += [f"objectives.scheduled {self.scheduled} must be at most 1"] * (self.scheduled > 1)
-        problems += ["objectives.reconstruct_tokens must be at least 1"] * (self.reconstruct_tokens < 1)
+        least = ("reconstruct_tokens", "spans_texts")
+        problems += [f"objectives.{name} must be at least 1" for name in least if getattr(self, name) < 1]
         names = ("answer", "distill", "reconstruct", "align", "spans", "reconstruct_steps", "spans_steps")
         if not any(getattr(self, name) for name in names):
             problems.append("objectives: every weight is 0; give at least one of answer, distill, reconstruct, align, spans")

@@ -5,7 +5,7 @@ Shape letters: C texts, N questions, H hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lsm.compress.encoder import Compressor, Pieces
-from lsm.compress.objectives import answer_terms, guess, read_soft, reconstruction, silent, soft_terms, span_term
+from lsm.compress.objectives import answer_terms, guess, reconstruction, soft_terms, span_term
 from lsm.compress.prompts import Prompts
-from lsm.compress.saved import save_compressor, save_seen
+from lsm.compress.saved import save_compressor
 from lsm.compress.settings import CompressSettings
 from lsm.corpus.sampler import permutation, split_documents
 from lsm.errors import UserError
@@ -25,8 +25,10 @@ from lsm.files import fingerprint
 from lsm.lm.contexts import answer_hidden, read_contexts, read_preamble
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.loss import frozen_cross_entropy
+from lsm.lm.soft import Soft, read_soft
 from lsm.text.questions import Question, others
 from lsm.training.loop import step_generator
+from lsm.training.seen import save_seen
 from lsm.training.task import Task
 
 _FIT_TEXTS = 256
@@ -81,17 +83,20 @@ class CompressTask(Task):
         self.compressor = self.module = made.to(lm.device)
         if self.compressor.adapter is not None and settings.encoder.source == "encoder" and not settings.encoder.code_dim:
             self.compressor.fit_words(self.texts[:_FIT_TEXTS], lm, min(settings.ratios))
-        with silent(lm, self.compressor):
+        with self.compressor.silent(lm):
             self.preamble = read_preamble(lm, self.prompts.preamble)
         self._scores: dict[str, float] = {}
+        self._n_spans = settings.objectives.spans_steps * settings.accumulate
+        self._to_score: dict[str, tuple[Tensor, list[int]]] = {}
 
     def batch(self, index: int) -> QuestionBatch:
         """Batch `index`: texts in an epoch's own order, questions and ratio drawn from the index."""
         data, generator = self.settings.data, step_generator(self.seed, index)
-        per_epoch = max(1, len(self.texts) // data.contexts)
+        size = self.settings.objectives.spans_texts if index < self._n_spans else data.contexts
+        per_epoch = max(1, len(self.texts) // size)
         order = permutation(len(self.texts), self.seed, index // per_epoch)
-        start = index % per_epoch * data.contexts
-        texts = [self.texts[number] for number in order[start : start + data.contexts]]
+        start = index % per_epoch * size
+        texts = [self.texts[number] for number in order[start : start + size]]
         ratio = self.settings.ratios[int(torch.randint(len(self.settings.ratios), (1,), generator=generator))]
         questions, row_of_N = [], []
         for row, text in enumerate(texts):
@@ -123,7 +128,7 @@ class CompressTask(Task):
     def save_final(self, folder: Path) -> None:
         """What `lsm compress eval` takes."""
         n = sum(map(len, self.by_text.values()))
-        save_seen(folder, self.rows)
+        save_seen(folder, articles=[one.article for one in self.rows], texts=[one.text for one in self.rows])
         save_compressor(folder, self.compressor, self.settings, self.lm, self.encoder, n=n, scores=self._scores)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -132,11 +137,12 @@ class CompressTask(Task):
 
     def plan(self) -> list[str]:
         n = sum(map(len, self.by_text.values()))
-        seen = self.settings.steps * self.settings.accumulate * self.settings.data.contexts
+        n_read = max(0, self.settings.steps * self.settings.accumulate - self._n_spans)
+        seen, scored = n_read * self.settings.data.contexts, self._n_spans * self.settings.objectives.spans_texts
         return [
             f"data        {n:,} questions on {len(self.texts):,} texts, {self.n_left_out:,} on texts over "
             f"{self.settings.data.max_context_tokens} tokens left out; {len(self.held_out):,} held out by article; "
-            f"{seen / max(1, len(self.texts)):.2f} epochs",
+            f"{seen / max(1, len(self.texts)):.2f} epochs" + f" after {scored / len(self.texts):.1f} of scores alone" * (scored > 0),
             f"frozen LM   {self.lm.name}, {str(self.lm.dtype).removeprefix('torch.')}; one soft token for "
             f"{', '.join(map(str, self.settings.ratios))} tokens",
         ]
@@ -149,26 +155,38 @@ class CompressTask(Task):
 
     def _terms(self, batch: QuestionBatch) -> dict[str, Tensor]:
         wanted, lm, compressor = self.settings.objectives, self.lm, self.compressor
+        if batch.index < self._n_spans:
+            return {"spans": (wanted.spans or 1.0) * span_term(self._first_scores(batch.texts), lm, batch.texts, self._answers(batch))}
         made = compressor(batch.texts, lm, batch.ratio)
         soft, terms = made.soft, soft_terms(wanted, made, compressor.rms)
         if compressor.codebook is not None:
             terms["commitment"] = made.commitment
-        only_spans = batch.index < wanted.spans_steps * self.settings.accumulate
-        if only_spans or wanted.spans:
-            answers = [[answer for one in self.by_text[text] for answer in one.answers] for text in batch.texts]
-            terms["spans"] = (wanted.spans or 1.0) * span_term(made.scores, lm, batch.texts, answers)
-        if only_spans:
-            return terms
-        first = batch.index < (wanted.spans_steps + wanted.reconstruct_steps) * self.settings.accumulate
-        with silent(lm, compressor):
+        if wanted.spans:
+            terms["spans"] = wanted.spans * span_term(made.scores, lm, batch.texts, self._answers(batch))
+        first = batch.index < self._n_spans + wanted.reconstruct_steps * self.settings.accumulate
+        with compressor.silent(lm):
             if first or wanted.reconstruct:
-                read = read_soft(lm, compressor, soft, range(len(batch.texts)), self.preamble)
+                read = read_soft(lm, soft, range(len(batch.texts)), self.preamble)
                 terms["reconstruct"] = (wanted.reconstruct or 1.0) * reconstruction(wanted, lm, read, batch.texts)
             if not first and (wanted.answer or wanted.distill):
                 terms |= self._answer_terms(batch, soft)
         return terms
 
-    def _answer_terms(self, batch: QuestionBatch, soft: Any) -> dict[str, Tensor]:
+    def _answers(self, batch: QuestionBatch) -> list[list[str]]:
+        """Answers to all questions on each text of a batch."""
+        return [[answer for one in self.by_text[text] for answer in one.answers] for text in batch.texts]
+
+    def _first_scores(self, texts: Sequence[str]) -> list[Tensor]:
+        """Scores [T] from states that are read once, a text at a time (so that what is kept does not depend on the batch), and kept as
+        float16. Those steps train nothing that the states depend on: LoRA layers are still no change."""
+        for text in texts:
+            if text not in self._to_score:
+                state_TF, ids = self.compressor.to_score(text, self.lm)
+                self._to_score[text] = state_TF.half(), ids
+        rows = [self._to_score[text] for text in texts]
+        return [self.compressor.scores(state_TF.float(), ids) for state_TF, ids in rows]
+
+    def _answer_terms(self, batch: QuestionBatch, soft: Soft) -> dict[str, Tensor]:
         wanted, lm = self.settings.objectives, self.lm
         prompts = self.prompts.questions(batch.questions)
         answers = self.prompts.answers([one.answers[0] for one in batch.questions])
@@ -180,10 +198,10 @@ class CompressTask(Task):
                 ]
                 teacher = read_contexts(lm, whole, batch.row_of_N, preamble=self.preamble)
             if wanted.scheduled:
-                read = read_soft(lm, self.compressor, soft, batch.row_of_N, self.preamble)
+                read = read_soft(lm, soft, batch.row_of_N, self.preamble)
                 hidden_AH = answer_hidden(lm, read, prompts, answers)
                 guessed = guess(lm, hidden_AH, answers, wanted.scheduled, step_generator(self.seed + 1, batch.index))
-        student = read_soft(lm, self.compressor, soft, batch.row_of_N, self.preamble)
+        student = read_soft(lm, soft, batch.row_of_N, self.preamble)
         return answer_terms(wanted, lm, student, prompts, answers, teacher=teacher, guessed=guessed)
 
     def _held_out_loss(
@@ -195,15 +213,13 @@ class CompressTask(Task):
             rows = texts[start : start + self.settings.data.contexts]
             own = [one for one in questions if one.text in rows]
             row_of_N = [rows.index(one.text) for one in own]
-            soft = self.compressor([read_from[text] for text in rows] if read_from else rows, self.lm, ratio).soft if ratio else None
-            with silent(self.lm, self.compressor):
-                if soft is None:
-                    cue = self.compressor.cue if self.compressor.cue is not None else torch.zeros(0, self.lm.width, device=self.lm.device)
-                    read = read_contexts(self.lm, [cue] * len(rows), row_of_N, preamble=self.preamble)
-                else:
-                    read = read_soft(self.lm, self.compressor, soft, row_of_N, self.preamble)
+            read = [read_from[text] for text in rows] if read_from else rows
+            nothing = Soft([torch.zeros(0, self.lm.width, device=self.lm.device)] * len(rows), cue=self.compressor.cue)
+            soft = self.compressor(read, self.lm, ratio).soft if ratio else nothing
+            with self.compressor.silent(self.lm):
                 answers = self.prompts.answers([one.answers[0] for one in own])
-                hidden_AH = answer_hidden(self.lm, read, self.prompts.questions(own), answers)
+                read_N = read_soft(self.lm, soft, row_of_N, self.preamble)
+                hidden_AH = answer_hidden(self.lm, read_N, self.prompts.questions(own), answers)
             target_A = torch.tensor([token for row in answers for token in row], device=self.lm.device)
             total += float(frozen_cross_entropy(hidden_AH, self.lm.head_VH, target_A).sum())
             n += len(target_A)

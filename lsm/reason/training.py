@@ -21,7 +21,7 @@ from lsm.decode.reading import LengthBatches
 from lsm.decode.training import content_weights, word_loss
 from lsm.encode.token_states import KeptStates, padded, target_vectors, token_rows
 from lsm.errors import UserError
-from lsm.files import fingerprint, write_json
+from lsm.files import fingerprint
 from lsm.latent.diagnostics import mean_pairwise_cosine
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import attach_lora
@@ -31,13 +31,12 @@ from lsm.reason.settings import ReasonSettings
 from lsm.reason.stack import prompt_embeddings, target_ids
 from lsm.text.lead import choose_lead
 from lsm.text.pairs import Pair
+from lsm.training.seen import save_seen
 from lsm.training.task import Task
 
 _TEMPERATURE = 0.05
 """Of the contrast between a batch's targets."""
 _HELD_OUT = np.arange(0)
-SEEN = "seen.json"
-"""Fingerprints of all inputs that were read, so that evaluation can leave them out, and of their documents' names."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,7 @@ class ReasonTask(Task):
             "inputs": list(data.inputs), "target": data.target, "document": data.document,
         }  # fmt: skip
         every = (*self.pairs, *self.held_out)
-        names = {"inputs": {fingerprint(pair.text) for pair in every}, "documents": {fingerprint(pair.document) for pair in every}}
-        write_json(folder / SEEN, {name: sorted(found) for name, found in names.items()})
+        save_seen(folder, inputs=[pair.text for pair in every], documents=[pair.document for pair in every])
         self.model.save_pretrained(folder, card=reason_card(self.model, self._scores))
 
     def fingerprint(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lsm.compress.encoder import Compressor
-from lsm.compress.objectives import read_soft, span_term
+from lsm.compress.objectives import span_term
 from lsm.compress.settings import CompressSettings, DataSettings, EncoderSettings, ObjectiveSettings
 from lsm.compress.task import CompressTask
 from lsm.compress.windows import window_softmax, windows_of_kept
@@ -17,6 +17,7 @@ from lsm.errors import UserError
 from lsm.lm.contexts import answer_hidden, read_contexts, read_preamble
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import detach_lora, has_lora
+from lsm.lm.soft import read_soft
 from lsm.text.questions import Question
 
 TEXTS = ["Anna lived in Leeds for years.", "Ruth, größer.", "A"]
@@ -78,8 +79,8 @@ def test_a_text_is_compressed_alike_in_any_batch(lm: FrozenLM, settings: dict) -
     for row, one in enumerate(alone):
         torch.testing.assert_close(together.soft.tokens[row], one.soft.tokens[0], atol=1e-5, rtol=1e-4)
         assert together.words[row].shape == together.soft.tokens[row].shape
-        for layer, states in one.soft.states.items():
-            torch.testing.assert_close(together.soft.states[layer][row], states[0], atol=1e-4, rtol=1e-4)
+        for layer, states in one.soft.deep.items():
+            torch.testing.assert_close(together.soft.deep[layer][row], states[0], atol=1e-4, rtol=1e-4)
 
 
 def test_windows_end_at_what_is_kept() -> None:
@@ -95,13 +96,13 @@ def test_every_token_kept_with_every_state_is_the_text(lm: FrozenLM, text_tokens
     assert compressor.cue is not None
     with torch.no_grad():
         soft = compressor(TEXTS, lm, 1).soft
-        read = read_soft(lm, compressor, soft, [0, 1, 2], preamble)
+        read = read_soft(lm, soft, [0, 1, 2], preamble)
         whole = [torch.cat([lm.embed(torch.tensor([list(text.encode())]))[0], compressor.cue]) for text in TEXTS]
         wanted = answer_hidden(lm, read_contexts(lm, whole, [0, 1, 2], preamble=preamble), prompts, answers)
         if not text_tokens:  # a hybrid reads its states without the text before them
             torch.testing.assert_close(answer_hidden(lm, read, prompts, answers), wanted, atol=1e-4, rtol=1e-4)
-        soft.states[1] = [states + 1 for states in soft.states[1]]
-        changed = read_soft(lm, compressor, soft, [0, 1, 2], preamble)
+        soft.deep[1] = [states + 1 for states in soft.deep[1]]
+        changed = read_soft(lm, soft, [0, 1, 2], preamble)
         assert not torch.allclose(answer_hidden(lm, changed, prompts, answers), wanted, atol=1e-2)
 
 
@@ -178,7 +179,7 @@ def test_kept_tokens_train_their_score_and_their_correction(lm: FrozenLM, questi
     task.loss(task.batch(0))[0].backward()
     compressor = task.compressor
     assert compressor.score is not None and compressor.mlp is not None
-    for weight in (compressor.score.weight, compressor.mlp.down.weight):
+    for weight in (compressor.score[-1].weight, compressor.mlp.down.weight):
         assert weight.grad is not None and float(weight.grad.abs().sum()) > 0
 
 
