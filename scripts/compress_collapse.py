@@ -18,8 +18,7 @@ import numpy as np
 from lsm.bench import compression
 from lsm.bench.compression_findings import collapse, soft_token_findings
 from lsm.cli import run_verb
-from lsm.commands.compress import Options as CompressOptions
-from lsm.commands.compress_eval import load, spread, ways_at
+from lsm.commands.compress_rows import load, send, spread, ways_at
 from lsm.commands.script import run_script
 from lsm.compress.saved import unseen
 from lsm.errors import UserError
@@ -103,15 +102,15 @@ def judged(run: Path, options: Options) -> dict[str, Any]:
     if len({one.text for one in there}) < 2:
         raise UserError(f"--judge: {len(there)} questions on texts of at most {longest} tokens that training has not read; give others")
     questions = spread(there, options.questions)
-    asked = CompressOptions(action="eval", wire_bits=())
-    ways = {way.label: way for way in ways_at(loaded, questions, RATIO, asked, lambda texts: np.zeros((len(texts), 1)))}
+    sent = send(loaded, questions, RATIO)
+    ways = {way.label: way for way in ways_at(loaded, questions, RATIO, sent, lambda texts: np.zeros((len(texts), 1)))}
     learned, shuffled = (compression.answer_all(loaded.lm, loaded.prompts, ways[label], questions) for label in ("learned", "shuffled"))
     nothing = compression.Way("no text", lambda some: ([loaded.compressor.word_mean_H.new_zeros(0, loaded.lm.width)] * len(some), None))
     none = compression.answer_all(loaded.lm, loaded.prompts, nothing, questions)
     row = compression.scoreboard_row(ways["learned"], learned, learned, none, questions, resamples=200)
     lead = compression.difference(learned, shuffled, questions, resamples=200)
-    texts = list(dict.fromkeys(one.text for one in questions))
-    soft = [loaded.compressor([text], loaded.lm, RATIO).soft.tokens[0].detach() for text in texts]
+    codes, heads = zip(*sent.values(), strict=True)
+    soft = [row.detach() for row in loaded.compressor.receive(codes, heads, loaded.lm).tokens]
     findings = soft_token_findings(soft, embedding_rms=loaded.lm.embedding_rms())
     return {
         **findings, "nll": row["nll"], "f1": row["f1"], "unique_answers": row["unique_answers"], "n": len(questions),

@@ -51,6 +51,8 @@ class Way:
     """Label of the row whose contexts these are by construction."""
     uncounted: int = 0
     """Positions at the end of each context that say nothing of its text."""
+    made_from: Any = None
+    """What else tells these contexts from others of the same label, ratio, LM and questions, as JSON: weights, lengths."""
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Open while the LM reads and answers."""
 

@@ -9,7 +9,7 @@ from lsm.errors import UserError
 
 if TYPE_CHECKING:
     from lsm.commands.compress import Options
-    from lsm.commands.compress_eval import Loaded
+    from lsm.commands.compress_rows import Loaded
 
 
 def write(options: Options) -> dict[str, Any]:
@@ -17,21 +17,21 @@ def write(options: Options) -> dict[str, Any]:
     import zstandard
 
     from lsm.codes.soft_file import Wire, pack
-    from lsm.commands.compress_eval import load
+    from lsm.commands.compress_rows import load, send
     from lsm.files import atomic_write
     from lsm.text.questions import read_questions
 
     assert options.out is not None
     loaded = load(Path(options.inputs[0]), device=options.device)
     ratio = options.ratio or loaded.settings.ratios[0]
-    texts = list(dict.fromkeys(one.text for one in read_questions(options.inputs[1:])))
-    if not texts:
+    questions = read_questions(options.inputs[1:])
+    if not questions:
         raise UserError(f"{', '.join(options.inputs[1:])}: no text to pack (rows without an answer do not count); give others")
-    sent = [loaded.compressor.send([text], loaded.lm, ratio) for text in texts]
+    texts = send(loaded, questions, ratio)
     data = pack(
         Wire(
             options.bits, options.group, ratio, _lm_sha256(loaded), loaded.sha256,
-            [codes[0].cpu().numpy() for codes, _ in sent], [heads[0] for _, heads in sent],
+            [codes.cpu().numpy() for codes, _ in texts.values()], [head for _, head in texts.values()],
         )
     )  # fmt: skip
     with atomic_write(options.out) as handle:
@@ -47,7 +47,7 @@ def ask(options: Options) -> dict[str, Any]:
     import torch
 
     from lsm.codes.soft_file import unpack
-    from lsm.commands.compress_eval import load
+    from lsm.commands.compress_rows import load
     from lsm.lm.contexts import read_preamble, write_answers
     from lsm.lm.soft import read_soft
     from lsm.text.questions import Question

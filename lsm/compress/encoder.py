@@ -5,6 +5,7 @@ Shape letters: C texts, T states of a text, P windows = soft tokens, F width of 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -60,6 +61,7 @@ class Compressor(nn.Module):
         super().__init__()
         self.settings, self.lm_width, self._pieces = settings, lm.width, pieces
         self._before, self.n_tokens = [*lm.tokens.start_ids, *before], len(lm.head_VH)
+        self._read_before: dict[int, DynamicCache] = {}
         width = {"lm": lm.width, "encoder": state_width, "bytes": BYTE_WIDTH}[settings.source]
         self.base_dim = (lm.width if settings.source == "lm" else width) * (1 + len(settings.states))
         self.dim = settings.code_dim or self.base_dim
@@ -201,16 +203,25 @@ class Compressor(nn.Module):
             return list(embedded), [[] for _ in embedded]
         padded = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
         with nullcontext() if self.lora else torch.no_grad():
-            cache = None
-            if self._before:
-                cache = DynamicCache(config=lm.model.config)
-                lm.hidden_at(lm.embed(torch.tensor([self._before], device=lm.device)), wanted, cache)
-                cache.batch_repeat_interleave(len(embedded))
-            first_CTH, *deep = (states_CTH.float() for states_CTH in lm.hidden_at(padded, wanted, cache))
+            first_CTH, *deep = (states_CTH.float() for states_CTH in lm.hidden_at(padded, wanted, self._cache(lm, wanted, len(embedded))))
         if self.settings.layer:  # some entries of a residual stream are a thousand times the others
             first_CTH = nn.functional.layer_norm(first_CTH.clamp(-50, 50), first_CTH.shape[-1:])
         deep_of = [[states[row, : len(own)] for states in deep] for row, own in enumerate(embedded)]
         return [states_TH[: len(own)] for states_TH, own in zip(first_CTH, embedded, strict=True)], deep_of
+
+    def _cache(self, lm: FrozenLM, wanted: Sequence[int], n_rows: int) -> DynamicCache | None:
+        """What the LM keeps of `before`, for so many rows; as long as nothing in it is trained it reads that once."""
+        if not self._before:
+            return None
+        cache = None if self.lora else self._read_before.get(max(wanted))
+        if cache is None:
+            cache = DynamicCache(config=lm.model.config)
+            lm.hidden_at(lm.embed(torch.tensor([self._before], device=lm.device)), wanted, cache)
+            self._read_before = {} if self.lora else self._read_before | {max(wanted): cache}
+        if not self.lora:
+            cache = copy.deepcopy(cache)
+        cache.batch_repeat_interleave(n_rows)
+        return cache
 
     def _code(
         self, state_TF: Tensor, window_T: Tensor, n_windows: int, score_T: Tensor | None, kept_P: Tensor | None, own: Sequence[Tensor]

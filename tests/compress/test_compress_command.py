@@ -68,7 +68,7 @@ def test_scoreboard_prints_every_row(run: Path, other_file: Path, tmp_path: Path
 def test_judged_in_the_precision_of_training(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from lsm.commands.compress_eval import load
+    from lsm.commands.compress_rows import load
     from lsm.lm.frozen import FrozenLM
 
     asked, original = [], FrozenLM.load

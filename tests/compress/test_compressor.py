@@ -173,6 +173,19 @@ def test_scores_learn_what_answers_are_made_of(lm: FrozenLM, questions: list[Que
     assert float(span_term(scores, lm, [text], [["bc", "not there"]])) < 0.001 < 4 < float(span_term(scores, lm, [text], [["d"]]))
 
 
+def test_a_resumed_run_teaches_scores_from_the_same_states(lm: FrozenLM, questions: list[Question]) -> None:
+    encoder = EncoderSettings(layer=2, pooling="kept", rarity=1.0, score_hidden=4)
+    settings = CompressSettings(lm="stub", encoder=encoder, objectives=ObjectiveSettings(spans_steps=9, spans_texts=2), data=DATA)
+    unbroken, resumed = (CompressTask(questions, lm, settings, seed=0) for _ in range(2))
+    losses = [float(unbroken.loss(unbroken.batch(index))[0]) for index in range(9)]
+    assert len(unbroken.batch(0).texts) == 2 and len(set(losses)) > 1
+    assert float(resumed.loss(resumed.batch(8))[0]) == losses[8]
+    text = unbroken.texts[0]
+    kept, ids = unbroken.compressor.to_score(text, lm)
+    found = unbroken.compressor.encode([text], lm, 4).scores[0]
+    torch.testing.assert_close(unbroken.compressor.scores(kept, ids), found)
+
+
 def test_kept_tokens_train_their_score_and_their_correction(lm: FrozenLM, questions: list[Question]) -> None:
     encoder = EncoderSettings(layer=1, pooling="kept", rarity=1.0, states=(1,), hidden=8)
     task = CompressTask(questions, lm, CompressSettings(lm="stub", ratios=(4,), encoder=encoder, data=DATA), seed=0)
