@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 LINE_EVERY_SECONDS = 10.0
-
+_RECENT_LINES = 40
 
 _silenced = False
 
@@ -51,6 +52,7 @@ class Progress:
         self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
         self.done = 0
         self._start = self._last_line = time.monotonic()
+        self._marks = deque([(self._start, 0)], maxlen=_RECENT_LINES)
         self._bar = None
         if not quiet and sys.stderr.isatty():
             from rich.console import Console
@@ -78,6 +80,7 @@ class Progress:
         elif now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
             say(self._line(now, note))
+            self._marks.append((now, self.done))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:
@@ -85,12 +88,17 @@ class Progress:
         elif not self.quiet and kind is None:
             say(f"{self.title}: {self.done:,} {self.unit} in {duration(time.monotonic() - self._start)}")
 
+    def _seconds_each(self, now: float) -> float:
+        """Over the last lines: phases of one run may differ much."""
+        then, done = self._marks[0]
+        return max(now - then, 1e-9) / max(1, self.done - done)
+
     def _rate(self, now: float) -> str:
-        return f"{self.done / max(now - self._start, 1e-9):,.1f} {self.unit}/s"
+        each = self._seconds_each(now)
+        return f"{1 / each:,.1f} {self.unit}/s" if each < 1 else f"{each:,.1f} s each"
 
     def _line(self, now: float, note: str) -> str:
-        elapsed = now - self._start
         total = self.total if self.total and self.done <= self.total else None  # the estimate was too low: silence is better than it
         count = f"{self.done:,}" + (f"/{total:,}" if total else "")
-        eta = f", {duration(elapsed * (total - self.done) / max(self.done, 1))} left" if total else ""
+        eta = f", {duration(self._seconds_each(now) * (total - self.done))} left" if total else ""
         return f"{self.title}: {count} {self.unit}, {self._rate(now)}{eta}{'  ' + note if note else ''}"
