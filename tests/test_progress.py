@@ -19,6 +19,7 @@ def test_an_estimate_that_is_passed_is_dropped(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_what_is_left_goes_by_the_last_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
     clock = iter([0.0, *(100.0 * n for n in range(1, 11)), *(1000.0 + n for n in range(1, 51)), 2000.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with progress.Progress("train", 100, "steps") as shown:
