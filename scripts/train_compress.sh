@@ -10,7 +10,7 @@ out=$1 evaluation=$2
 shift 2
 configs=$(dirname "$0")/../configs
 lms=(smollm2-135m-instruct gemma3-270m)
-layers=(9 6) states=("7 9 11 13 15 17 19 21" "5 11 17")
+layers=(21 9) states=("7 9 11 13 15 17 19 21" "5 11 17")
 device=(--device cuda)
 short=() few=(--questions 1000) sentences=minilm
 if [[ ${DRY_RUN:-0} != 0 ]]; then
