@@ -51,7 +51,7 @@ class Progress:
     def __init__(self, title: str, total: int | None, unit: str, *, quiet: bool = False) -> None:
         self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
         self.done = 0
-        self._start = self._last_line = time.monotonic()
+        self._start = time.monotonic()
         self._marks = deque([(self._start, 0)], maxlen=_RECENT_LINES)
         self._bar = None
         if not quiet and sys.stderr.isatty():
@@ -77,9 +77,9 @@ class Progress:
         if self._bar:
             total = None if self.total is None else max(self.total, self.done)
             self._bar.update(self._task, completed=self.done, total=total, status=f"{self._rate(now)} {note}")
-        elif now - self._last_line >= LINE_EVERY_SECONDS:
-            self._last_line = now
-            say(self._line(now, note))
+        if now - self._marks[-1][0] >= LINE_EVERY_SECONDS:
+            if not self._bar:
+                say(self._line(now, note))
             self._marks.append((now, self.done))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -89,7 +89,7 @@ class Progress:
             say(f"{self.title}: {self.done:,} {self.unit} in {duration(time.monotonic() - self._start)}")
 
     def _seconds_each(self, now: float) -> float:
-        """Over the last lines: phases of one run may differ much."""
+        """Over the last minutes: phases of one run may differ much."""
         then, done = self._marks[0]
         return max(now - then, 1e-9) / max(1, self.done - done)
 

@@ -21,8 +21,7 @@ Encode = Callable[[list[str]], np.ndarray]
 
 def text_vectors(lm: FrozenLM, text: str) -> Tensor:
     """The text's word embeddings [T, H]."""
-    ids = lm.tokens.encode([" " + text])[0] if text else []
-    return lm.embed(torch.tensor([ids], dtype=torch.int64, device=lm.device))[0]
+    return lm.embed_each(lm.tokens.encode([" " + text]) if text else [[]])[0]
 
 
 def through_untrained(lm: FrozenLM, text: str) -> Tensor:

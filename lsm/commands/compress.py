@@ -100,7 +100,7 @@ def _check(options: Options) -> None:
 def _train(options: Options) -> dict[str, Any]:
     import torch
 
-    from lsm.compress.source import load_lm, load_source
+    from lsm.compress.saved import load_parts
     from lsm.compress.task import CompressTask
     from lsm.text.questions import read_questions
     from lsm.training.loop import Trainer
@@ -113,11 +113,10 @@ def _train(options: Options) -> dict[str, Any]:
         raise UserError("lsm compress train: name files with questions (or data.train in the config)")
     torch.set_num_threads(settings.threads)
     questions = read_questions(inputs)
-    lm = load_lm(settings, device=options.device)
+    lm, source = load_parts(settings, device=options.device)
     layer = settings.encoder.layer if settings.encoder.source == "lm" else 0
-    if max(layer, *settings.encoder.depths, 0) > lm.n_layers:
-        raise UserError(f"encoder.layer and encoder.depths must be at most {lm.n_layers}, the layers of {settings.lm}")
-    source = load_source(settings.encoder, device=options.device)
+    if max(layer, *settings.encoder.depths, *settings.encoder.states, 0) > lm.n_layers:
+        raise UserError(f"encoder.layer, .states and .depths must be at most {lm.n_layers}, the layers of {settings.lm}")
     task = CompressTask(
         questions, lm, settings, seed=options.seed, pieces=source.pieces, state_width=source.width, encoder=source.fingerprint
     )

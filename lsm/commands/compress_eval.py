@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lsm.text.questions import Question
 
 
+_ROWS = 1
+"""Counts changes of what rows mean: kept ones of before are not read again."""
 _FIRST = ("full text", "no text", "learned", "truncated, same tokens", "shuffled")
 """Rows that are measured first: an evaluation that is stopped has them."""
 
@@ -96,7 +98,8 @@ def evaluate(options: Options) -> dict[str, Any]:
         "n_seen_left_out": n_seen,
     }
     if options.beside:
-        results["joint"] = _joint(options, loaded, questions, answered, ratios[0])
+        first = next(way for way in ways if (way.label, way.ratio) == ("learned", ratios[0]))
+        results["joint"] = _joint(options, loaded, first, answered["learned", ratios[0]], questions)
         tables.show(results["joint"], tables.COMPRESSION_JOINT, title=f"two LMs, {ratios[0]}x")
     return results
 
@@ -126,9 +129,10 @@ def _measured(loaded: Loaded, way: Way, questions: list[Question], options: Opti
 
     if options.out is None:
         return answer_all(loaded.lm, loaded.prompts, way, questions)
-    asked = [[one.text, one.question, one.answers] for one in questions]
-    reader = [__version__, NEW_TOKENS, loaded.lm.sha256, str(loaded.lm.dtype), loaded.settings.data.shots]
-    key = fingerprint([*reader, way.label, way.ratio, way.made_from, options.sentence_encoder if way.per_question else None, asked])
+    asked = [[one.article, one.text, one.question, one.answers] for one in questions]
+    lm, picked_by = loaded.lm, options.sentence_encoder if way.per_question else None
+    reader = [__version__, _ROWS, NEW_TOKENS, lm.sha256, str(lm.dtype), lm.device.type, loaded.settings.data.shots]
+    key = fingerprint([*reader, way.label, way.ratio, way.made_from, picked_by, asked])
     make_folder(options.out)
     path = options.out / f"row-{key}.json"
     if not path.exists():
@@ -177,7 +181,7 @@ def _costs(sent: Sent, ratio: int, group: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _joint(options: Options, loaded: Loaded, questions: list[Question], answered: dict[Any, Answered], ratio: int) -> list[dict[str, Any]]:
+def _joint(options: Options, loaded: Loaded, first: Way, answered: Answered, questions: list[Question]) -> list[dict[str, Any]]:
     """Both LMs alone and together, each reading its own soft tokens."""
     import numpy as np
 
@@ -187,14 +191,10 @@ def _joint(options: Options, loaded: Loaded, questions: list[Question], answered
     from lsm.bench.joint import joint_answers
 
     assert options.beside is not None
-    second = load(options.beside, device=options.device)
-
-    def learned_of(one: Loaded) -> Way:
-        ways = ways_at(one, questions, ratio, send(one, questions, ratio), lambda texts: np.zeros((len(texts), 1)))
-        return next(way for way in ways if way.label == "learned")
-
-    first, learned = learned_of(loaded), learned_of(second)
-    alone = [answered["learned", ratio].texts, answer_all(second.lm, second.prompts, learned, questions).texts]
+    second, ratio = load(options.beside, device=options.device), first.ratio or 1
+    ways = ways_at(second, questions, ratio, send(second, questions, ratio), lambda texts: np.zeros((len(texts), 1)), group=options.group)
+    learned = next(way for way in ways if way.label == "learned")
+    alone = [answered.texts, _measured(second, learned, questions, options).texts]
 
     def scorer(one: Loaded, way: Way) -> Callable[[list[tuple[int, str]]], list[float]]:
         def score(pairs: list[tuple[int, str]]) -> list[float]:

@@ -45,13 +45,11 @@ class Loaded:
 def load(run: Path, *, device: str) -> Loaded:
     """The compressor of a run beside its LM."""
     from lsm.compress.prompts import Prompts
-    from lsm.compress.saved import adapter_sha256, find_settings, load_compressor
-    from lsm.compress.source import load_lm, load_source
+    from lsm.compress.saved import adapter_sha256, find_settings, load_compressor, load_parts
 
     folder, settings, config = find_settings(run)
-    lm = load_lm(settings, device=device)
-    source = load_source(settings.encoder, device=device)
-    compressor = load_compressor(folder, settings, config, lm, source.pieces, source.width)
+    lm, source = load_parts(settings, device=device)
+    compressor = load_compressor(folder, settings, config, lm, source)
     return Loaded(lm, compressor, settings, Prompts(lm.tokens, settings.data.shots), adapter_sha256(folder))
 
 
@@ -100,11 +98,7 @@ def shared_ways(loaded: Loaded) -> list[Way]:
 
 def send(loaded: Loaded, questions: list[Question], ratio: int) -> Sent:
     """Codes [P, D] of each text, and what of it goes as text."""
-    import torch
-
-    texts = dict.fromkeys(one.text for one in questions)
-    with torch.no_grad():
-        made = {text: loaded.compressor.send([text], loaded.lm, ratio) for text in texts}
+    made = {text: loaded.compressor.send([text], loaded.lm, ratio) for text in dict.fromkeys(one.text for one in questions)}
     return {text: (codes[0], heads[0]) for text, (codes, heads) in made.items()}
 
 
@@ -160,9 +154,7 @@ def ways_at(
             per_question=True,
             made_from=counts,
         ),
-        Way(
-            "PCA, same vectors", controls.each(lambda one: controls.principal_components(lm, one.text, n_soft[one.text])), made_from=counts
-        ),
+        Way("PCA, same vectors", controls.each(principal), made_from=counts),
         *([Way("shuffled", learned(other.__getitem__), uncounted=loaded.cue, made_from=trained)] if other else []),
         Way("learned", learned(str), uncounted=loaded.cue, made_from=trained),
         *(Way(f"learned, int{bits}", learned(str, bits), uncounted=loaded.cue, made_from=trained) for bits in wire_bits),

@@ -10,14 +10,15 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from lsm.compress.networks import BYTE_WIDTH, ByteReader, Queries, Residual, quantised, scorer, zeroed
 from lsm.compress.settings import EncoderSettings
-from lsm.compress.windows import even_windows, pooled, window_softmax, windows_of_kept
+from lsm.compress.windows import pooled, window_softmax, windows_of_kept
+from lsm.lm.contexts import Read, read_preamble
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import attach_lora, lora_off
 from lsm.lm.soft import Soft
@@ -28,25 +29,14 @@ _BYTES_PER_TOKEN = 4
 
 
 @dataclass
-class Encoded:
-    """What a compressor makes of texts, each a row of the lists."""
-
-    codes: list[Tensor]
-    """[P, D]."""
-    words: list[Tensor]
-    """[P, H]: the mean word embedding of each code's stretch of text, what alignment aims at."""
-    scores: list[Tensor]
-    """[T]: of each state, where pooling has a score; what `spans` trains."""
-
-
-@dataclass
 class Compressed:
     """Soft tokens and what their training needs."""
 
     soft: Soft
     words: list[Tensor]
-    """[P, H] as of `Encoded`, text tokens of a hybrid before them."""
+    """[P, H]: the mean word embedding of each soft token's stretch of text, what alignment aims at; text tokens of a hybrid before them."""
     scores: list[Tensor]
+    """[T]: of each state, where pooling has a score; what `spans` trains."""
     commitment: Tensor
     """Loss of the vector-quantised bottleneck; 0 without one."""
 
@@ -60,10 +50,10 @@ class Compressor(nn.Module):
         """`before`: what the LM reads before each text, in its own reading as when it answers."""
         super().__init__()
         self.settings, self.lm_width, self._pieces = settings, lm.width, pieces
-        self._before, self.n_tokens = [*lm.tokens.start_ids, *before], len(lm.head_VH)
-        self._read_before: dict[int, DynamicCache] = {}
+        self._before, self.n_tokens = list(before), len(lm.head_VH)
+        self._read_before: Read | None = None
         width = {"lm": lm.width, "encoder": state_width, "bytes": BYTE_WIDTH}[settings.source]
-        self.base_dim = (lm.width if settings.source == "lm" else width) * (1 + len(settings.states))
+        self.base_dim = width * (1 + len(settings.states))
         self.dim = settings.code_dim or self.base_dim
         self.reader = ByteReader() if settings.source == "bytes" else None
         self.score = scorer(width, settings.score_hidden) if settings.pooling in ("weighted", "kept") else None
@@ -93,14 +83,14 @@ class Compressor(nn.Module):
     def forward(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> Compressed:
         """What the LM reads in place of the texts."""
         heads, rests = self.split(texts, lm)
-        found = self.encode(rests, lm, ratio)
-        codes, commitment = found.codes, found.codes[0].new_zeros(())
+        codes, words, scores = self.encode(rests, lm, ratio)
+        commitment = codes[0].new_zeros(())
         if self.codebook is not None:
             codes, commitment = quantised(codes, self.codebook)
-        soft, words = self.receive(codes, heads, lm), found.words
+        soft = self.receive(codes, heads, lm)
         if self.settings.text_tokens:
             words = [torch.cat([row[: len(row) - len(word)].detach(), word]) for row, word in zip(soft.tokens, words, strict=True)]
-        return Compressed(soft, words, found.scores, commitment)
+        return Compressed(soft, words, scores, commitment)
 
     def split(self, texts: Sequence[str], lm: FrozenLM) -> tuple[list[str], list[str]]:
         """What of each text goes as text (a hybrid's first tokens), and the rest."""
@@ -114,7 +104,7 @@ class Compressor(nn.Module):
     def send(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> tuple[list[Tensor], list[str]]:
         """Codes [P, D] and texts' beginnings, all that a reader needs."""
         heads, rests = self.split(texts, lm)
-        codes = self.encode(rests, lm, ratio).codes
+        codes = self.encode(rests, lm, ratio)[0]
         return (codes if self.codebook is None else quantised(codes, self.codebook)[0]), heads
 
     def receive(self, codes: Sequence[Tensor], heads: Sequence[str], lm: FrozenLM) -> Soft:
@@ -125,18 +115,17 @@ class Compressor(nn.Module):
             deep = {layer: list(rows) for layer, rows in zip(self.settings.states, states, strict=True)}
         soft = [self._matched(code if self.adapter is None else self.adapter(code)) for code in inputs]
         if self.settings.text_tokens:
-            before = [lm.embed(torch.tensor([row], dtype=torch.int64, device=lm.device))[0].float() for row in lm.tokens.encode(heads)]
-            soft = [torch.cat(pair) for pair in zip(before, soft, strict=True)]
+            soft = [torch.cat([head.float(), row]) for head, row in zip(lm.embed_each(lm.tokens.encode(heads)), soft, strict=True)]
         return Soft(soft, deep, replaces=bool(self.settings.states), cue=self.cue)
 
     def silent(self, lm: FrozenLM) -> AbstractContextManager[None]:
         """While open the LM answers without the encoder's LoRA."""
         return lora_off(lm) if self.lora else nullcontext()
 
-    def encode(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> Encoded:
-        """Codes of each text, the words that they stand for, and how its states were scored."""
+    def encode(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Of each text its codes [P, D], the mean word embedding [P, H] of each code's stretch, and scores [T] where states have them."""
         ids, starts = lm.tokens.encode(texts), lm.tokens.starts(texts)
-        embedded = [lm.embed(torch.tensor([row or [lm.tokens.end_id]], device=lm.device))[0].float() for row in ids]
+        embedded = [row.float() for row in lm.embed_each([row or [lm.tokens.end_id] for row in ids])]
         deep: list[list[Tensor]] = [[] for _ in texts]
         if self.settings.source == "lm":
             states, deep = self._lm_states(embedded, lm, self.settings.states)
@@ -149,7 +138,7 @@ class Compressor(nn.Module):
             assert self._pieces is not None, "source encoder needs one"
             found = self._pieces(texts)
             states, places = [state.to(lm.device) for state, _ in found], [place for _, place in found]
-        result = Encoded([], [], [])
+        codes, words, scores = [], [], []
         for row, state_TF in enumerate(states):
             score_T = None if self.score is None else self.scores(state_TF, ids[row])
             n_windows = max(1, -(-len(state_TF) // ratio))
@@ -157,23 +146,22 @@ class Compressor(nn.Module):
                 assert score_T is not None
                 kept_P, window_T = windows_of_kept(score_T, n_windows)
             else:
-                kept_P, window_T = None, even_windows(len(state_TF), ratio).to(lm.device)
+                kept_P, window_T = None, torch.arange(len(state_TF), device=lm.device) // ratio
             first = torch.tensor(places[row][::ratio] or [0])
             own_T = torch.searchsorted(first, torch.tensor(starts[row] or [0]), right=True).clamp(min=1).to(lm.device) - 1
-            result.words.append(pooled(embedded[row], own_T if kept_P is None else window_T, n_windows))
-            result.codes.append(self._code(state_TF, window_T, n_windows, score_T, kept_P, [embedded[row], *deep[row]]))
-            result.scores += [] if score_T is None else [score_T]
-        return result
+            words.append(pooled(embedded[row], own_T if kept_P is None else window_T, n_windows))
+            codes.append(self._code(state_TF, window_T, n_windows, score_T, kept_P, [embedded[row], *deep[row]]))
+            scores += [] if score_T is None else [score_T]
+        return codes, words, scores
 
     @torch.no_grad()
     def to_score(self, text: str, lm: FrozenLM) -> tuple[Tensor, list[int]]:
         """States [T, H] of the LM's own reading of a text, and its token ids: what `scores` takes. No layer behind `layer` is read."""
         ids = lm.tokens.encode([text])[0]
-        embedded_TH = lm.embed(torch.tensor([ids or [lm.tokens.end_id]], device=lm.device))[0].float()
-        return self._lm_states([embedded_TH], lm, ())[0][0], ids
+        return self._lm_states([lm.embed_each([ids or [lm.tokens.end_id]])[0].float()], lm, ())[0][0], ids
 
     def scores(self, state_TF: Tensor, ids: Sequence[int]) -> Tensor:
-        """How much each token [T] of a text is worth."""
+        """How much each state [T] of a text is worth; `ids` are those of the LM's own tokens."""
         assert self.score is not None
         score_T = self.score(state_TF)[:, 0]
         if self.settings.rarity and self.settings.source == "lm":
@@ -185,9 +173,8 @@ class Compressor(nn.Module):
     def fit_words(self, texts: Sequence[str], lm: FrozenLM, ratio: int) -> None:
         """Set the adapter by ridge regression so that untrained codes already give each window's mean word embedding."""
         assert self.adapter is not None
-        pairs = [self.encode(texts[start : start + 16], lm, ratio) for start in range(0, len(texts), 16)]
-        codes_ND = torch.cat([code for pair in pairs for code in pair.codes]).double()
-        words_NH = torch.cat([word for pair in pairs for word in pair.words]).double()
+        found = [self.encode(texts[start : start + 16], lm, ratio) for start in range(0, len(texts), 16)]
+        codes_ND, words_NH = (torch.cat([row for rows in own for row in rows]).double() for own in list(zip(*found, strict=True))[:2])
         mean_D, mean_H = codes_ND.mean(0), words_NH.mean(0)
         centred_ND = codes_ND - mean_D
         gram_DD = centred_ND.T @ centred_ND
@@ -203,24 +190,19 @@ class Compressor(nn.Module):
             return list(embedded), [[] for _ in embedded]
         padded = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
         with nullcontext() if self.lora else torch.no_grad():
-            first_CTH, *deep = (states_CTH.float() for states_CTH in lm.hidden_at(padded, wanted, self._cache(lm, wanted, len(embedded))))
+            first_CTH, *deep = (states_CTH.float() for states_CTH in lm.hidden_at(padded, wanted, self._cache(lm, len(embedded))))
         if self.settings.layer:  # some entries of a residual stream are a thousand times the others
             first_CTH = nn.functional.layer_norm(first_CTH.clamp(-50, 50), first_CTH.shape[-1:])
         deep_of = [[states[row, : len(own)] for states in deep] for row, own in enumerate(embedded)]
         return [states_TH[: len(own)] for states_TH, own in zip(first_CTH, embedded, strict=True)], deep_of
 
-    def _cache(self, lm: FrozenLM, wanted: Sequence[int], n_rows: int) -> DynamicCache | None:
-        """What the LM keeps of `before`, for so many rows; as long as nothing in it is trained it reads that once."""
-        if not self._before:
-            return None
-        cache = None if self.lora else self._read_before.get(max(wanted))
-        if cache is None:
-            cache = DynamicCache(config=lm.model.config)
-            lm.hidden_at(lm.embed(torch.tensor([self._before], device=lm.device)), wanted, cache)
-            self._read_before = {} if self.lora else self._read_before | {max(wanted): cache}
-        if not self.lora:
-            cache = copy.deepcopy(cache)
-        cache.batch_repeat_interleave(n_rows)
+    def _cache(self, lm: FrozenLM, n_rows: int) -> Any:
+        """What the LM keeps of `before`, for so many rows, without gradient; read once as long as no LoRA layer changes it."""
+        if self._read_before is None or self.lora:
+            self._read_before = read_preamble(lm, self._before)
+        cache = copy.deepcopy(self._read_before.cache)
+        if cache is not None:
+            cache.batch_repeat_interleave(n_rows)
         return cache
 
     def _code(

@@ -27,8 +27,8 @@ def answer_terms(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     *,
-    teacher: Read | None,
-    guessed: Sequence[Sequence[int]] | None,
+    teacher: Read | None = None,
+    guessed: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Tensor]:
     """Cross-entropy and, with a teacher (a reading of the full texts), divergence from it, each a mean over the supervised tokens.
 

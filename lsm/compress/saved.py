@@ -1,8 +1,9 @@
-"""A trained compressor on disk: weights, settings, and the LM and encoder it is bound to."""
+"""A compressor's frozen parts by name, and a trained one on disk: weights, settings, and the LM and encoder it is bound to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from lsm.compress.encoder import Compressor, Pieces
 from lsm.compress.prompts import Prompts
 from lsm.compress.settings import CompressSettings
 from lsm.config import settings_from, to_dict
+from lsm.corpus.format import require_same_space
+from lsm.encode.encoder import load_encoder
 from lsm.errors import UserError
 from lsm.files import fingerprint, read_json, sha256_file, write_json
 from lsm.lm.frozen import FrozenLM, same_lm
+from lsm.provenance import choose_device
 from lsm.text.questions import Question
 from lsm.training.seen import load_seen
 
@@ -34,6 +38,32 @@ questions about the text. Trained by `lsm compress train` on {n:,} questions.
 
 Held out, nats per answer token: {scores}. Only `lsm compress eval` says what that is worth, beside its controls.
 """
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoder's token states; nothing where the LM or bytes are read."""
+
+    pieces: Pieces | None = None
+    width: int = 0
+    fingerprint: Any = None
+
+
+def load_parts(settings: CompressSettings, *, device: str) -> tuple[FrozenLM, Source]:
+    """The frozen LM, in the precision in which it is trained for (an evaluation reads it as training did), and what `encoder.source` names.
+
+    Raises:
+        UserError: an encoder that gives no token states.
+    """
+    dtype = torch.float32 if settings.precision == "float32" else None
+    lm = FrozenLM.load(settings.lm, device=choose_device(device)[0], dtype=dtype)
+    if settings.encoder.source != "encoder":
+        return lm, Source()
+    encoder = load_encoder(settings.encoder.name, device=device, precision="float32")
+    pieces = getattr(encoder, "pieces", None)
+    if pieces is None:
+        raise UserError(f"encoder.name {settings.encoder.name} gives no token states; name a transformer such as minilm")
+    return lm, Source(pieces, encoder.dim, encoder.fingerprint())
 
 
 def save_compressor(
@@ -67,22 +97,26 @@ def find_settings(run: Path) -> tuple[Path, CompressSettings, dict[str, Any]]:
     return folder, settings_from(CompressSettings, config["settings"], origin=str(folder / CONFIG)), config
 
 
-def load_compressor(
-    folder: Path, settings: CompressSettings, config: dict[str, Any], lm: FrozenLM, pieces: Pieces | None, width: int
-) -> Compressor:
+def load_compressor(folder: Path, settings: CompressSettings, config: dict[str, Any], lm: FrozenLM, source: Source) -> Compressor:
     """The compressor of `find_settings` beside its LM, which carries the encoder's LoRA layers then.
 
     Raises:
-        UserError: another LM, or damaged weights.
+        UserError: another LM or encoder, or damaged weights.
     """
+    if source.fingerprint is not None:
+        require_same_space(config["encoder"], source.fingerprint, what=f"compressor {folder}")
     if not same_lm(config["lm"], lm):
         raise UserError(f"compressor {folder} was trained with LM {config['lm'].get('name')}, not {lm.name}; load that one")
     with torch.random.fork_rng(devices=[]):
-        compressor = Compressor(settings.encoder, lm, pieces, width, Prompts(lm.tokens, settings.data.shots).preamble).to(lm.device)
+        compressor = Compressor(settings.encoder, lm, source.pieces, source.width, Prompts(lm.tokens, settings.data.shots).preamble).to(
+            lm.device
+        )
     try:
         compressor.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:
-        raise UserError(f"compressor {folder} is damaged or incomplete ({str(error).splitlines()[0]}); train it again") from error
+        raise UserError(
+            f"compressor {folder} is damaged, incomplete or of an older lsm ({str(error).splitlines()[0]}); train it again"
+        ) from error
     return compressor.eval()
 
 

@@ -54,24 +54,21 @@ class EncoderSettings:
     """Trained vectors behind the soft tokens that say how to answer; not counted as soft tokens, given to text too as a control."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"encoder.{name} {value} must not be negative"
-            for name in ("layer", "lora_rank", "score_hidden", "hidden", "codebook", "text_tokens", "cue")
-            if (value := getattr(self, name)) < 0
-        ]
-        problems += ["encoder.code_dim must be at least 1"] * (self.code_dim is not None and self.code_dim < 1)
-        problems += ["encoder.depths count from 1"] * (min(self.depths, default=1) < 1)
-        problems += ["encoder.lora_rank needs encoder.source lm and a layer above 0"] * (
-            self.lora_rank > 0 and (self.source != "lm" or self.layer < 1)
-        )
-        problems += ["encoder.states count from 1, each once, in rising order"] * (
-            list(self.states) != sorted({*self.states}) or min(self.states, default=1) < 1
-        )
-        problems += ["encoder.states needs encoder.source lm and no code_dim, codebook or depths"] * (
-            bool(self.states) and (self.source != "lm" or bool(self.code_dim or self.codebook or self.depths))
-        )
-        problems += ["encoder.states needs encoder.pooling mean, weighted or kept"] * (bool(self.states) and self.pooling == "queries")
-        problems += ["encoder.pooling kept needs encoder.source lm"] * (self.pooling == "kept" and self.source != "lm")
+        counts = ("layer", "lora_rank", "rarity", "score_hidden", "hidden", "codebook", "text_tokens", "cue")
+        problems = [f"encoder.{name} {value} must not be negative" for name in counts if (value := getattr(self, name)) < 0]
+        reads, scored, states = self.source == "lm", self.pooling in ("weighted", "kept"), bool(self.states)
+        wanted = {
+            "encoder.code_dim must be at least 1": self.code_dim is None or self.code_dim > 0,
+            "encoder.depths count from 1": min(self.depths, default=1) > 0,
+            "encoder.lora_rank needs encoder.source lm and a layer above 0": not self.lora_rank or (reads and self.layer > 0),
+            "encoder.score_hidden needs encoder.pooling weighted or kept": not self.score_hidden or scored,
+            "encoder.rarity needs encoder.source lm and pooling weighted or kept": not self.rarity or (reads and scored),
+            "encoder.pooling kept needs encoder.source lm": self.pooling != "kept" or reads,
+            "encoder.states count from 1, each once, in rising order": list(self.states) == sorted({*self.states} - {0}),
+            "encoder.states needs encoder.source lm, another pooling than queries, and no code_dim, codebook or depths": not states
+            or (reads and self.pooling != "queries" and not (self.code_dim or self.codebook or self.depths)),
+        }
+        problems += [problem for problem, holds in wanted.items() if not holds]
         refuse(problems)
 
 

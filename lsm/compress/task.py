@@ -18,13 +18,12 @@ from lsm.compress.encoder import Compressor, Pieces
 from lsm.compress.objectives import answer_terms, guess, reconstruction, soft_terms, span_term
 from lsm.compress.prompts import Prompts
 from lsm.compress.saved import save_compressor
-from lsm.compress.settings import CompressSettings
+from lsm.compress.settings import CompressSettings, ObjectiveSettings
 from lsm.corpus.sampler import permutation, split_documents
 from lsm.errors import UserError
 from lsm.files import fingerprint
 from lsm.lm.contexts import answer_hidden, read_contexts, read_preamble
 from lsm.lm.frozen import FrozenLM
-from lsm.lm.loss import frozen_cross_entropy
 from lsm.lm.soft import Soft, read_soft
 from lsm.text.questions import Question, others
 from lsm.training.loop import step_generator
@@ -71,7 +70,7 @@ class CompressTask(Task):
         for one in kept:
             if one.article not in away:
                 self.by_text.setdefault(one.text, []).append(one)
-        self.texts = list(self.by_text)
+        self.texts, self._n_questions = list(self.by_text), sum(map(len, self.by_text.values()))
         self.held_out = [one for one in kept if one.article in away]
         self.rows = [*(one for rows in self.by_text.values() for one in rows), *self.held_out]
         # One held-out article has no other beside it: then its texts stand against those of the training.
@@ -92,11 +91,11 @@ class CompressTask(Task):
     def batch(self, index: int) -> QuestionBatch:
         """Batch `index`: texts in an epoch's own order, questions and ratio drawn from the index."""
         data, generator = self.settings.data, step_generator(self.seed, index)
-        size = self.settings.objectives.spans_texts if index < self._n_spans else data.contexts
-        per_epoch = max(1, len(self.texts) // size)
-        order = permutation(len(self.texts), self.seed, index // per_epoch)
-        start = index % per_epoch * size
-        texts = [self.texts[number] for number in order[start : start + size]]
+        size = min(len(self.texts), self.settings.objectives.spans_texts if index < self._n_spans else data.contexts)
+        epoch, place = divmod(index, len(self.texts) // size)
+        texts = [self.texts[number] for number in permutation(len(self.texts), self.seed, epoch)[place * size :][:size]]
+        if index < self._n_spans:
+            return QuestionBatch(texts, [], [], 0, index)
         ratio = self.settings.ratios[int(torch.randint(len(self.settings.ratios), (1,), generator=generator))]
         questions, row_of_N = [], []
         for row, text in enumerate(texts):
@@ -127,36 +126,36 @@ class CompressTask(Task):
 
     def save_final(self, folder: Path) -> None:
         """What `lsm compress eval` takes."""
-        n = sum(map(len, self.by_text.values()))
         save_seen(folder, articles=[one.article for one in self.rows], texts=[one.text for one in self.rows])
-        save_compressor(folder, self.compressor, self.settings, self.lm, self.encoder, n=n, scores=self._scores)
+        save_compressor(folder, self.compressor, self.settings, self.lm, self.encoder, n=self._n_questions, scores=self._scores)
 
     def fingerprint(self) -> dict[str, Any]:
         asked = fingerprint([[one.article, one.text, one.question, one.answers] for one in self.rows])
         return {"questions": asked, "lm": self.lm.fingerprint(), "encoder": self.encoder}
 
     def plan(self) -> list[str]:
-        n = sum(map(len, self.by_text.values()))
-        n_read = max(0, self.settings.steps * self.settings.accumulate - self._n_spans)
-        seen, scored = n_read * self.settings.data.contexts, self._n_spans * self.settings.objectives.spans_texts
+        n_batches, n_texts = self.settings.steps * self.settings.accumulate, len(self.texts)
+        scored = min(n_batches, self._n_spans) * min(self.settings.objectives.spans_texts, n_texts)
+        seen = max(0, n_batches - self._n_spans) * min(self.settings.data.contexts, n_texts)
         return [
-            f"data        {n:,} questions on {len(self.texts):,} texts, {self.n_left_out:,} on texts over "
+            f"data        {self._n_questions:,} questions on {n_texts:,} texts, {self.n_left_out:,} on texts over "
             f"{self.settings.data.max_context_tokens} tokens left out; {len(self.held_out):,} held out by article; "
-            f"{seen / max(1, len(self.texts)):.2f} epochs" + f" after {scored / len(self.texts):.1f} of scores alone" * (scored > 0),
+            f"{seen / n_texts:.2f} epochs" + f" after {scored / n_texts:.1f} of scores alone" * (scored > 0),
             f"frozen LM   {self.lm.name}, {str(self.lm.dtype).removeprefix('torch.')}; one soft token for "
             f"{', '.join(map(str, self.settings.ratios))} tokens",
         ]
 
     def describe_batch(self, batch: QuestionBatch) -> str:
-        return f"questions {[one.id for one in batch.questions[:8]]} at {batch.ratio}x"
+        return f"questions {[one.id for one in batch.questions[:8]]} at {batch.ratio}x" if batch.questions else f"texts {batch.texts[:4]}"
 
     def units(self, batch: QuestionBatch) -> dict[str, float]:
-        return {"questions": len(batch.questions)}
+        return {"questions": len(batch.questions), "texts": len(batch.texts)}
 
     def _terms(self, batch: QuestionBatch) -> dict[str, Tensor]:
         wanted, lm, compressor = self.settings.objectives, self.lm, self.compressor
         if batch.index < self._n_spans:
             return {"spans": (wanted.spans or 1.0) * span_term(self._first_scores(batch.texts), lm, batch.texts, self._answers(batch))}
+        self._to_score.clear()
         made = compressor(batch.texts, lm, batch.ratio)
         soft, terms = made.soft, soft_terms(wanted, made, compressor.rms)
         if compressor.codebook is not None:
@@ -182,9 +181,9 @@ class CompressTask(Task):
         for text in texts:
             if text not in self._to_score:
                 state_TF, ids = self.compressor.to_score(text, self.lm)
-                self._to_score[text] = state_TF.half(), ids
+                self._to_score[text] = state_TF.half().cpu(), ids
         rows = [self._to_score[text] for text in texts]
-        return [self.compressor.scores(state_TF.float(), ids) for state_TF, ids in rows]
+        return [self.compressor.scores(state_TF.to(self.lm.device).float(), ids) for state_TF, ids in rows]
 
     def _answer_terms(self, batch: QuestionBatch, soft: Soft) -> dict[str, Tensor]:
         wanted, lm = self.settings.objectives, self.lm
@@ -193,9 +192,7 @@ class CompressTask(Task):
         teacher = guessed = None
         with torch.no_grad():
             if wanted.distill:
-                whole = [
-                    lm.embed(torch.tensor([row], device=lm.device))[0] for row in lm.tokens.encode([" " + text for text in batch.texts])
-                ]
+                whole = lm.embed_each(lm.tokens.encode([" " + text for text in batch.texts]))
                 teacher = read_contexts(lm, whole, batch.row_of_N, preamble=self.preamble)
             if wanted.scheduled:
                 read = read_soft(lm, soft, batch.row_of_N, self.preamble)
@@ -208,19 +205,17 @@ class CompressTask(Task):
         self, texts: list[str], questions: list[Question], ratio: int | None, *, read_from: Mapping[str, str] | None = None
     ) -> float:
         """Nats per answer token after each text's soft tokens (after those of another, `read_from`; without a ratio none)."""
-        total, n = 0.0, 0
+        total, n, lm = 0.0, 0, self.lm
         for start in range(0, len(texts), self.settings.data.contexts):
             rows = texts[start : start + self.settings.data.contexts]
             own = [one for one in questions if one.text in rows]
-            row_of_N = [rows.index(one.text) for one in own]
+            answers = self.prompts.answers([one.answers[0] for one in own])
             read = [read_from[text] for text in rows] if read_from else rows
-            nothing = Soft([torch.zeros(0, self.lm.width, device=self.lm.device)] * len(rows), cue=self.compressor.cue)
-            soft = self.compressor(read, self.lm, ratio).soft if ratio else nothing
-            with self.compressor.silent(self.lm):
-                answers = self.prompts.answers([one.answers[0] for one in own])
-                read_N = read_soft(self.lm, soft, row_of_N, self.preamble)
-                hidden_AH = answer_hidden(self.lm, read_N, self.prompts.questions(own), answers)
-            target_A = torch.tensor([token for row in answers for token in row], device=self.lm.device)
-            total += float(frozen_cross_entropy(hidden_AH, self.lm.head_VH, target_A).sum())
-            n += len(target_A)
+            nothing = Soft([torch.zeros(0, lm.width, device=lm.device)] * len(rows), cue=self.compressor.cue)
+            soft = self.compressor(read, lm, ratio).soft if ratio else nothing
+            with self.compressor.silent(lm):
+                student = read_soft(lm, soft, [rows.index(one.text) for one in own], self.preamble)
+                terms = answer_terms(ObjectiveSettings(), lm, student, self.prompts.questions(own), answers)
+            total += float(terms["answer"]) * sum(map(len, answers))
+            n += sum(map(len, answers))
         return total / max(1, n)

@@ -9,11 +9,6 @@ import torch
 from torch import Tensor
 
 
-def even_windows(n: int, ratio: int) -> Tensor:
-    """The window of each of `n` places: `ratio` of them a window, the last may be short."""
-    return torch.arange(n) // ratio
-
-
 def windows_of_kept(score_T: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
     """The places of the `n_kept` highest scores, in order, and each place's window: that of the next kept one, behind the last its own.
 

@@ -130,6 +130,10 @@ class FrozenLM:
         """Input embeddings [B, T, H] as the LM itself scales them."""
         return self._embedding(ids_BT)
 
+    def embed_each(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """`embed` of rows of different lengths, each [T, H]."""
+        return [self.embed(torch.tensor([list(row)], dtype=torch.int64, device=self.device))[0] for row in rows]
+
     def embedding_rms(self) -> float:
         """Root mean square of one entry of the input embeddings: the size that a soft prefix should start at."""
         sample = torch.arange(0, len(self.head_VH), max(1, len(self.head_VH) // 4096), device=self.device)

@@ -27,10 +27,18 @@ def run(question_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_resumed_is_unbroken(run: Path, question_file: Path, tmp_path: Path, run_cli, monkeypatch: pytest.MonkeyPatch) -> None:
+SPANS = ("--encoder.pooling", "kept", "--encoder.score-hidden", "4", "--encoder.layer", "2", "--objectives.spans-steps", "4")
+
+
+@pytest.mark.parametrize("changes", [(), SPANS], ids=["pooled", "inside the steps that teach scores"])
+def test_resumed_is_unbroken(
+    changes: tuple[str, ...], question_file: Path, tmp_path: Path, run_cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lsm.training.loop import Trainer
 
-    out, save = tmp_path / "run", Trainer._save
+    asked = ("compress", "train", question_file, "--config", CONFIG, "--quiet", *changes)
+    unbroken, out, save = tmp_path / "unbroken", tmp_path / "run", Trainer._save
+    assert run_cli(*asked, "--out", unbroken).code == 0
 
     def stop_after_saving(self: Trainer, step: int) -> None:
         save(self, step)
@@ -38,9 +46,9 @@ def test_resumed_is_unbroken(run: Path, question_file: Path, tmp_path: Path, run
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_save", stop_after_saving)
-        assert run_cli("compress", "train", question_file, "--config", CONFIG, "--out", out, "--quiet").code == 130
-    assert run_cli("compress", "train", question_file, "--config", CONFIG, "--out", out, "--quiet", "--resume", "must").code == 0
-    assert (out / "final" / "model.safetensors").read_bytes() == (run / "final" / "model.safetensors").read_bytes()
+        assert run_cli(*asked, "--out", out).code == 130
+    assert run_cli(*asked, "--out", out, "--resume", "must").code == 0
+    assert (out / "final" / "model.safetensors").read_bytes() == (unbroken / "final" / "model.safetensors").read_bytes()
 
 
 def test_scoreboard_prints_every_row(run: Path, other_file: Path, tmp_path: Path, run_cli) -> None:
@@ -107,6 +115,9 @@ def test_what_is_missing_is_named(run: Path, question_file: Path, tmp_path: Path
     assert outcome.code == 2 and "bad.jsonl:1: wants text, question and answers, found text, query" in outcome.stderr
     too_deep = run_cli("compress", "train", question_file, "--config", CONFIG, "--out", tmp_path / "y", "--encoder.layer", 3)
     assert too_deep.code == 2 and "encoder.layer" in too_deep.stderr
+    states = ("--encoder.depths", "--encoder.states", 1, 3)
+    too_deep = run_cli("compress", "train", question_file, "--config", CONFIG, "--out", tmp_path / "y", *states)
+    assert too_deep.code == 2 and "must be at most 2" in too_deep.stderr
 
 
 def test_what_was_trained_on_is_left_out(run: Path, question_file: Path, other_file: Path, tmp_path: Path, run_cli) -> None:
@@ -146,6 +157,18 @@ def test_finished_rows_are_those_of_the_same_reading(run: Path, other_file: Path
     assert run_cli(*command).code == 0 and len(list((tmp_path / "rows").iterdir())) == 2 * n
 
 
+def test_rows_without_training_are_shared(run: Path, question_file: Path, other_file: Path, tmp_path: Path, run_cli) -> None:
+    longer, rows = tmp_path / "longer", tmp_path / "rows"
+    assert run_cli("compress", "train", question_file, "--config", CONFIG, "--out", longer, "--quiet", "--steps", 7).code == 0
+    found: list[set[str]] = []
+    for one in (run, longer):
+        few = ("--questions", 2, "--ratio", 8, "--resamples", 20, "--wire-bits", 4, "--sentence-encoder", "stub")
+        assert run_cli("compress", "eval", one, other_file, *few, "--out", rows, "--quiet").code == 0
+        found.append({path.name for path in rows.iterdir()})
+    new = sorted(json.loads((rows / name).read_text())["label"] for name in found[1] - found[0])
+    assert new == ["full text, learned cue", "learned", "learned, int4", "shuffled", "truncated, learned cue"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -159,6 +182,10 @@ def test_finished_rows_are_those_of_the_same_reading(run: Path, other_file: Path
         (("train", "q.jsonl", "--out", "x", "--questions", 3), "--questions is no option of lsm compress train"),
         (("ask", "RUN", "--wire", "x", "--question", "Who?", "--out", "y"), "--out is no option of lsm compress ask"),
         (("ask", "RUN", "q.jsonl", "--wire", "x", "--question", "Who?"), "and no files with questions"),
+        (
+            ("train", "q.jsonl", "--out", "x", "--encoder.pooling", "mean", "--encoder.score-hidden", 4),
+            "encoder.score_hidden needs encoder.poo",
+        ),
         (("eval", "RUN", "q.jsonl", "--lm", "stub"), "settings of the training are no options of lsm compress eval"),
         (("eval", "RUN"), "name files with questions"),
     ],
