@@ -2,13 +2,15 @@
 
     python scripts/cram_board.py RUN... --out DIR
 
-Of a text that was crammed in the same way in more than one RUN (the folders given to `--out`) the last one named counts.
+Of a text that was crammed in the same way in more than one RUN (the folders given to `--out`) the search that held most counts: all are lower
+bounds.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from lsm.bench.cram import summary
 from lsm.files import make_folder, read_json
@@ -21,13 +23,14 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    latest = {}
+    best: dict[Any, dict[str, Any]] = {}
     for folder in options.runs:
         results = read_json(folder / "results.json")["results"]
         for row in results["texts"]:
             row = {"lm": results["lm"]["name"]} | row
-            latest[row["lm"], row["form"], row["vectors"], row["kind"], row["name"]] = row
-    rows = [latest[key] for key in sorted(latest)]
+            key = (row["lm"], row["form"], row["vectors"], row["kind"], row["name"])
+            best[key] = max(best.get(key, row), row, key=lambda one: one["tokens_exact"])
+    rows = [best[key] for key in sorted(best)]
     means = []
     for lm in dict.fromkeys(row["lm"] for row in rows):
         means += [{"lm": lm} | mean for mean in summary([row for row in rows if row["lm"] == lm], seed=0)]

@@ -126,7 +126,7 @@ def plot_cram(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     panels = [
         Panel("Capacity and the text", "cross-entropy without a vector, nats a token", "tokens exact, greedy", against_nats, points=True),
         Panel("Capacity and vectors", "vectors", "tokens exact, greedy (mean)", by_vectors),
-        Panel("First text of each way", "step", "tokens right, teacher-forced", trajectories),
+        Panel("First text of each way", "step", "tokens right, teacher-forced", trajectories, legend=False),
     ]
     return plot_curves(panels, path, title="What memory vectors hold, word for word")
 

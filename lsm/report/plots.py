@@ -91,7 +91,7 @@ def plot_roundtrip_by_length(rows: Sequence[dict[str, Any]], path: Path) -> Path
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One panel of curves: name → (x, y); `points` draws them unconnected."""
+    """One panel of curves: name → (x, y); `points` draws them unconnected. Without `legend` another panel names them."""
 
     title: str
     x_label: str
@@ -99,6 +99,7 @@ class Panel:
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     log_x: bool = False
     points: bool = False
+    legend: bool = True
 
 
 def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> Path:
@@ -112,7 +113,8 @@ def plot_curves(panels: Sequence[Panel], path: Path, *, title: str) -> Path:
             axis.set_xscale("log", base=2)
         axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        if panel.legend:
+            axis.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 
