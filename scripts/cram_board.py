@@ -2,8 +2,8 @@
 
     python scripts/cram_board.py RUN... --out DIR
 
-Of a text that was crammed in the same way in more than one RUN (the folders given to `--out`) the search that held most counts: all are lower
-bounds.
+Of a text that was crammed in the same way in more than one RUN (the folders given to `--out`) the search that held most counts: all of
+them are lower bounds.
 """
 
 from __future__ import annotations
