@@ -103,7 +103,7 @@ def judged(run: Path, options: Options) -> dict[str, Any]:
         raise UserError(f"--judge: {len(there)} questions on texts of at most {longest} tokens that training has not read; give others")
     questions = spread(there, options.questions)
     sent = send(loaded, questions, RATIO)
-    ways = {way.label: way for way in ways_at(loaded, questions, RATIO, sent, lambda texts: np.zeros((len(texts), 1)))}
+    ways = {way.label: way for way in ways_at(loaded, questions, RATIO, sent)}
     learned, shuffled = (compression.answer_all(loaded.lm, loaded.prompts, ways[label], questions) for label in ("learned", "shuffled"))
     nothing = compression.Way("no text", lambda some: ([loaded.compressor.word_mean_H.new_zeros(0, loaded.lm.width)] * len(some), None))
     none = compression.answer_all(loaded.lm, loaded.prompts, nothing, questions)

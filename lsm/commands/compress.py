@@ -25,7 +25,8 @@ class Options(CommonOptions):
     """For train questions (in place of data.train); else the run, then questions: JSONL files, folders or hf:DATASET[@CONFIG][:SPLIT] with
     text, question, answers and, where there is one, title."""
     out: Path | None = None
-    """train: folder of the run; pack: the file; eval: folder that keeps finished rows, so that a stopped evaluation goes on."""
+    """train: folder of the run; pack: the file; eval: folder that keeps finished rows, so that a stopped evaluation goes on; runs may
+    share it."""
     config: Path | None = None
     """train: YAML file with the settings, such as configs/compress.yaml; None = the defaults."""
     resume: Literal["auto", "never", "must"] = "auto"

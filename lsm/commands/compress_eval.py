@@ -45,15 +45,8 @@ def evaluate(options: Options) -> dict[str, Any]:
     ratios = (options.ratio,) if options.ratio else loaded.settings.ratios
     sent, ways = {ratio: send(loaded, questions, ratio) for ratio in ratios}, shared_ways(loaded)
     for ratio in ratios:
-        ways += ways_at(
-            loaded,
-            questions,
-            ratio,
-            sent[ratio],
-            lambda texts: encoder.encode(texts).vectors,
-            wire_bits=options.wire_bits,
-            group=options.group,
-        )
+        asked = {"sentence_encoder": encoder, "wire_bits": options.wire_bits, "group": options.group}
+        ways += ways_at(loaded, questions, ratio, sent[ratio], **asked)
     say(f"{len(questions)} questions on {len({q.text for q in questions})} texts of {len({q.article for q in questions})} articles, "
         f"{len(ways)} rows; left out: {n_seen} that training has read, {n_long} on longer texts", quiet=options.quiet)  # fmt: skip
     ways.sort(key=lambda way: _FIRST.index(way.label) if way.label in _FIRST else len(_FIRST))
@@ -130,9 +123,9 @@ def _measured(loaded: Loaded, way: Way, questions: list[Question], options: Opti
     if options.out is None:
         return answer_all(loaded.lm, loaded.prompts, way, questions)
     asked = [[one.article, one.text, one.question, one.answers] for one in questions]
-    lm, picked_by = loaded.lm, options.sentence_encoder if way.per_question else None
+    lm = loaded.lm
     reader = [__version__, _ROWS, NEW_TOKENS, lm.sha256, str(lm.dtype), lm.device.type, loaded.settings.data.shots]
-    key = fingerprint([*reader, way.label, way.ratio, way.made_from, picked_by, asked])
+    key = fingerprint([*reader, way.label, way.ratio, way.made_from, asked])
     make_folder(options.out)
     path = options.out / f"row-{key}.json"
     if not path.exists():
@@ -192,7 +185,7 @@ def _joint(options: Options, loaded: Loaded, first: Way, answered: Answered, que
 
     assert options.beside is not None
     second, ratio = load(options.beside, device=options.device), first.ratio or 1
-    ways = ways_at(second, questions, ratio, send(second, questions, ratio), lambda texts: np.zeros((len(texts), 1)), group=options.group)
+    ways = ways_at(second, questions, ratio, send(second, questions, ratio), group=options.group)
     learned = next(way for way in ways if way.label == "learned")
     alone = [answered.texts, _measured(second, learned, questions, options).texts]
 

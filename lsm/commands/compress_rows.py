@@ -103,10 +103,10 @@ def send(loaded: Loaded, questions: list[Question], ratio: int) -> Sent:
 
 
 def ways_at(
-    loaded: Loaded, questions: list[Question], ratio: int, sent: Sent, encode: Callable[[list[str]], Any], *,
+    loaded: Loaded, questions: list[Question], ratio: int, sent: Sent, *, sentence_encoder: Any = None,
     wire_bits: tuple[int, ...] = (), group: int = 64,
 ) -> list[Way]:  # fmt: skip
-    """Rows at one ratio; `encode` makes vectors of sentences."""
+    """Rows at one ratio; the best sentences only where there is an encoder to pick them."""
     import torch
 
     from lsm.bench import compression_controls as controls
@@ -148,17 +148,17 @@ def ways_at(
             equals="full text" if all(len(text.encode()) <= n_bytes[text] for text in sent) else None,
             made_from=list(n_bytes.values()),
         ),
-        Way(
-            "best sentences (sees the question)",
-            controls.each(lambda one: controls.best_sentences(lm, one, n_soft[one.text], encode)),
-            per_question=True,
-            made_from=counts,
-        ),
         Way("PCA, same vectors", controls.each(principal), made_from=counts),
         *([Way("shuffled", learned(other.__getitem__), uncounted=loaded.cue, made_from=trained)] if other else []),
         Way("learned", learned(str), uncounted=loaded.cue, made_from=trained),
         *(Way(f"learned, int{bits}", learned(str, bits), uncounted=loaded.cue, made_from=trained) for bits in wire_bits),
     ]
+    if sentence_encoder is not None:
+        picked = controls.each(
+            lambda one: controls.best_sentences(lm, one, n_soft[one.text], lambda texts: sentence_encoder.encode(texts).vectors)
+        )
+        known = [counts, sentence_encoder.fingerprint()]
+        ways.append(Way("best sentences (sees the question)", picked, per_question=True, made_from=known))
     if compressor.cue is not None:
         cue = compressor.cue
         cued = controls.each(lambda one: torch.cat([first_tokens(one), cue]))
