@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lsm.bench.compression import Way
-    from lsm.compress.encoder import Compressor
     from lsm.compress.prompts import Prompts
     from lsm.compress.settings import CompressSettings
+    from lsm.connector.compressor import Compressor
     from lsm.lm.frozen import FrozenLM
     from lsm.text.questions import Question
 
@@ -45,12 +45,13 @@ class Loaded:
 def load(run: Path, *, device: str) -> Loaded:
     """The compressor of a run beside its LM."""
     from lsm.compress.prompts import Prompts
-    from lsm.compress.saved import adapter_sha256, find_settings, load_compressor, load_parts
+    from lsm.compress.saved import find_settings, load_compressor, load_parts
+    from lsm.training.pretrained import weights_sha256
 
     folder, settings, config = find_settings(run)
     lm, source = load_parts(settings, device=device)
     compressor = load_compressor(folder, settings, config, lm, source)
-    return Loaded(lm, compressor, settings, Prompts(lm.tokens, settings.data.shots), adapter_sha256(folder))
+    return Loaded(lm, compressor, settings, Prompts(lm.tokens, settings.data.shots), weights_sha256(folder))
 
 
 def spread(questions: list[Question], n: int) -> list[Question]:

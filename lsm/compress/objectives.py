@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lsm.compress.encoder import Compressed
 from lsm.compress.prompts import AGAIN
 from lsm.compress.settings import ObjectiveSettings
+from lsm.connector.compressor import Compressed
 from lsm.lm.contexts import Read, answer_hidden
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.loss import frozen_cross_entropy, frozen_divergence

@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from lsm.compress.encoder import Compressor, Pieces
 from lsm.compress.prompts import Prompts
 from lsm.compress.settings import CompressSettings
 from lsm.config import settings_from, to_dict
+from lsm.connector.compressor import Compressor, Pieces
 from lsm.corpus.format import require_same_space
 from lsm.encode.encoder import load_encoder
 from lsm.errors import UserError
-from lsm.files import fingerprint, read_json, sha256_file, write_json
+from lsm.files import fingerprint
 from lsm.lm.frozen import FrozenLM, same_lm
 from lsm.provenance import choose_device
 from lsm.text.questions import Question
+from lsm.training.pretrained import CONFIG, Kind
 from lsm.training.seen import load_seen
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-FORMAT = "lsm compressor"
+_KIND = Kind("lsm compressor", "compressor", "lsm compress train")
 _CARD = """---
 library_name: lsm
 tags: [prompt-compression, soft-tokens]
@@ -70,16 +69,14 @@ def save_compressor(
     folder: Path, compressor: Compressor, settings: CompressSettings, lm: FrozenLM, encoder: Any, *, n: int, scores: dict[str, float]
 ) -> None:
     """Write weights, config and card into the existing `folder`."""
-    state = {name: value.detach().cpu().contiguous() for name, value in compressor.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": FORMAT})
-    write_json(folder / CONFIG, {"format": FORMAT, "settings": to_dict(settings), "lm": lm.fingerprint(), "encoder": encoder})
     shape = settings.encoder
     source = {"lm": "the LM's own states", "encoder": f"token states of {shape.name}", "bytes": "UTF-8 bytes"}[shape.source]
     card = _CARD.format(
         lm=lm.name, ratios=", ".join(map(str, settings.ratios)), source=source, pooling=shape.pooling, n=n,
         scores=", ".join(f"{name} {value:.3f}" for name, value in scores.items()),
     )  # fmt: skip
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    config = {"settings": to_dict(settings), "lm": lm.fingerprint(), "encoder": encoder}
+    _KIND.save(folder, compressor.state_dict(), config, card=card, dtype=torch.float32)
 
 
 def find_settings(run: Path) -> tuple[Path, CompressSettings, dict[str, Any]]:
@@ -88,12 +85,7 @@ def find_settings(run: Path) -> tuple[Path, CompressSettings, dict[str, Any]]:
     Raises:
         UserError: no compressor there.
     """
-    folder = run / "final" if (run / "final" / CONFIG).is_file() else run
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{run} holds no compressor; name a run that lsm compress train has finished")
-    config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(f"{folder / CONFIG} is not a compressor's; name a run that lsm compress train has finished")
+    folder, config = _KIND.find(run)
     return folder, settings_from(CompressSettings, config["settings"], origin=str(folder / CONFIG)), config
 
 
@@ -111,12 +103,8 @@ def load_compressor(folder: Path, settings: CompressSettings, config: dict[str, 
         compressor = Compressor(settings.encoder, lm, source.pieces, source.width, Prompts(lm.tokens, settings.data.shots).preamble).to(
             lm.device
         )
-    try:
-        compressor.load_state_dict(load_file(folder / WEIGHTS))
-    except Exception as error:
-        raise UserError(
-            f"compressor {folder} is damaged, incomplete or of an older lsm ({str(error).splitlines()[0]}); train it again"
-        ) from error
+    with _KIND.reading(folder) as state:
+        compressor.load_state_dict(state)
     return compressor.eval()
 
 
@@ -128,8 +116,3 @@ def unseen(questions: Sequence[Question], run: Path) -> list[Question]:
     """
     seen = load_seen(find_settings(run)[0])
     return [one for one in questions if fingerprint(one.article) not in seen["articles"] and fingerprint(one.text) not in seen["texts"]]
-
-
-def adapter_sha256(folder: Path) -> str:
-    """What tells one compressor's weights from another's."""
-    return sha256_file(folder / WEIGHTS)

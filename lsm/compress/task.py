@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsm.compress.encoder import Compressor, Pieces
 from lsm.compress.objectives import answer_terms, guess, reconstruction, soft_terms, span_term
 from lsm.compress.prompts import Prompts
 from lsm.compress.saved import save_compressor
 from lsm.compress.settings import CompressSettings, ObjectiveSettings
+from lsm.connector.compressor import Compressor, Pieces
 from lsm.corpus.sampler import permutation, split_documents
 from lsm.errors import UserError
 from lsm.files import fingerprint

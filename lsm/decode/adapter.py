@@ -12,21 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lsm.config import settings_from, to_dict
 from lsm.decode.settings import AdapterSettings
-from lsm.decode.shipped import CONFIG
 from lsm.errors import UserError
-from lsm.files import read_json, write_json
+from lsm.lm.lora import stored_lora
 from lsm.lm.loss import frozen_cross_entropy, row_means
+from lsm.training.pretrained import CONFIG, Kind
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
 
-WEIGHTS = "model.safetensors"
-FORMAT = "lsm prefix adapter"
+_KIND = Kind("lsm prefix adapter", "adapter", "lsm train-decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,29 +125,23 @@ class PrefixAdapter(nn.Module):
 
     def save_pretrained(self, folder: Path, *, card: str, dtype: torch.dtype = torch.float16) -> None:
         """Write config.json, model.safetensors and README.md into the existing `folder`. float16 halves what is shipped."""
-        state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": FORMAT})
-        write_json(folder / CONFIG, {"format": FORMAT, "adapter": to_dict(self.settings), "home": dataclasses.asdict(self.home)})
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        _KIND.save(
+            folder, self.state_dict(), {"adapter": to_dict(self.settings), "home": dataclasses.asdict(self.home)}, card=card, dtype=dtype
+        )
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> PrefixAdapter:
-        """Read an adapter folder; its weights become float32.
+        """Read an adapter's folder (RUN/final, or RUN); its weights become float32.
 
         Raises:
             UserError: no adapter there, or a damaged one.
         """
-        config = read_json(folder / CONFIG)
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise UserError(f"{folder / CONFIG} is not an adapter's; name a folder that lsm train-decoder wrote (RUN/final)")
-        try:
+        folder, config = _KIND.find(folder)
+        with _KIND.reading(folder) as state:
             shape = settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG))
             adapter = cls(shape, AdapterHome(**config["home"]))
-            state = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
-            adapter.lora = nn.ParameterDict({n.removeprefix("lora."): nn.Parameter(v) for n, v in state.items() if n.startswith("lora.")})
+            adapter.lora = stored_lora(state)
             adapter.load_state_dict(state)
-        except Exception as error:
-            raise UserError(f"adapter {folder} is damaged or incomplete ({str(error).splitlines()[0]}); fetch or train it again") from error
         return adapter.eval()
 
     def start_from(self, other: PrefixAdapter) -> None:

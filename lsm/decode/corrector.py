@@ -16,21 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lsm.config import settings_from, to_dict
-from lsm.decode.adapter import WEIGHTS, AdapterHome, PrefixAdapter
+from lsm.decode.adapter import AdapterHome, PrefixAdapter
 from lsm.decode.corrector_settings import SLOTS
 from lsm.decode.settings import AdapterSettings
-from lsm.decode.shipped import CONFIG
-from lsm.errors import UserError
-from lsm.files import read_json, write_json
+from lsm.lm.lora import stored_lora
+from lsm.training.pretrained import CONFIG, Kind
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
 
-FORMAT = "lsm corrector"
+_KIND = Kind("lsm corrector", "corrector", "lsm train-decoder --config configs/corrector.yaml")
 
 
 class Corrector(nn.Module):
@@ -91,13 +89,11 @@ class Corrector(nn.Module):
 
     def save_pretrained(self, folder: Path, *, card: str, dtype: torch.dtype = torch.float16) -> None:
         """Write config.json, model.safetensors and README.md into the existing `folder`."""
-        state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": FORMAT})
         names = ("lora_rank", "hypothesis_tokens", "sentence_tokens", "hypotheses_of")
         shape: dict[str, Any] = {name: getattr(self, name) for name in names}
         home = dataclasses.asdict(self.home)
-        write_json(folder / CONFIG, {"format": FORMAT, "adapter": to_dict(self.adapter.settings), "home": home, "corrector": shape})
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        config = {"adapter": to_dict(self.adapter.settings), "home": home, "corrector": shape}
+        _KIND.save(folder, self.state_dict(), config, card=card, dtype=dtype)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Corrector:
@@ -106,18 +102,10 @@ class Corrector(nn.Module):
         Raises:
             UserError: no corrector there, or a damaged one.
         """
-        if not folder.is_dir():
-            raise UserError(f"corrector {folder} is no folder; name one that lsm train-decoder --config configs/corrector.yaml wrote")
-        inside = folder if (folder / CONFIG).is_file() else folder / "final"
-        config = read_json(inside / CONFIG) if (inside / CONFIG).is_file() else None
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise UserError(f"{folder} is not a corrector's; name a folder that lsm train-decoder --config configs/corrector.yaml wrote")
-        try:
-            shape = settings_from(AdapterSettings, config["adapter"], origin=str(inside / CONFIG))
+        folder, config = _KIND.find(folder)
+        with _KIND.reading(folder) as state:
+            shape = settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG))
             corrector = cls(PrefixAdapter(shape, AdapterHome(**config["home"])), **config["corrector"])
-            state = {name: value.float() for name, value in load_file(inside / WEIGHTS).items()}
-            corrector.lora = nn.ParameterDict({n.removeprefix("lora."): nn.Parameter(v) for n, v in state.items() if n.startswith("lora.")})
+            corrector.lora = stored_lora(state)
             corrector.load_state_dict(state)
-        except Exception as error:
-            raise UserError(f"corrector {inside} is damaged ({str(error).splitlines()[0]}); fetch or train it again") from error
         return corrector.eval()

@@ -17,23 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lsm.config import settings_from, to_dict
 from lsm.corpus.format import require_same_space
-from lsm.decode.adapter import WEIGHTS, AdapterHome, Prefix, PrefixAdapter
+from lsm.decode.adapter import AdapterHome, Prefix, PrefixAdapter
 from lsm.decode.learned_code_settings import CodeSettings
 from lsm.decode.settings import AdapterSettings
-from lsm.decode.shipped import CONFIG, SHIPPED
+from lsm.decode.shipped import SHIPPED
 from lsm.errors import UserError
-from lsm.files import fingerprint, read_json, sha256_file, write_json
-from lsm.training.stored import pack, unpack
+from lsm.files import fingerprint, read_json
+from lsm.lm.lora import stored_lora
+from lsm.training.pretrained import CONFIG, WEIGHTS, Kind, weights_sha256
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
 
-FORMAT = "lsm learned code"
+_KIND = Kind("lsm learned code", "learned code", "lsm train-decoder --config learned-code")
 _IN_INT8 = ("reader.of_code_TKF", "reader.of_written_TKF")
 """What the hidden layer reads, most of the weights."""
 BOUND = 4.0
@@ -152,11 +152,9 @@ class LearnedCode(nn.Module):
     def save_pretrained(self, folder: Path, *, card: str, dtype: torch.dtype = torch.float16) -> None:
         """Write config.json, model.safetensors and README.md into the existing `folder`; float32 stores every weight as it is."""
         left_out = ("stand_in.", "adapter.") if self.home.shipped_adapter is not None else ("stand_in.",)
-        state = {name: value.detach().cpu() for name, value in self.state_dict().items() if not name.startswith(left_out)}
-        save_file(pack(state, dtype, in_int8=lambda name, _: name in _IN_INT8), folder / WEIGHTS, metadata={"format": FORMAT})
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith(left_out)}
         config = {"code": to_dict(self.settings), "adapter": to_dict(self.adapter.settings), "home": dataclasses.asdict(self.home)}
-        write_json(folder / CONFIG, {"format": FORMAT} | config)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        _KIND.save(folder, state, config, card=card, dtype=dtype, in_int8=lambda name, _: name in _IN_INT8)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> LearnedCode:
@@ -165,26 +163,20 @@ class LearnedCode(nn.Module):
         Raises:
             UserError: no learned code there, or a damaged one.
         """
-        folder = folder if (folder / CONFIG).is_file() else folder / "final"
-        config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise UserError(f"{folder / CONFIG} is not a learned code's; name a folder that lsm train-decoder --config learned-code wrote")
+        folder, config = _KIND.find(folder)
         home = CodeHome(**config["home"] | {"adapter": AdapterHome(**config["home"]["adapter"])})
         if home.shipped_adapter is not None:
             adapter = _shipped(home.shipped_adapter, home.adapter.encoder)
         else:
             adapter = PrefixAdapter(settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG)), home.adapter)
         code = cls(settings_from(CodeSettings, config["code"], origin=str(folder / CONFIG)), adapter, home)
-        try:
-            state = unpack(load_file(folder / WEIGHTS))
-            code.lora = nn.ParameterDict({n.removeprefix("lora."): nn.Parameter(v) for n, v in state.items() if n.startswith("lora.")})
+        with _KIND.reading(folder) as state:
+            code.lora = stored_lora(state)
             if home.shipped_adapter is not None:
                 state |= {f"adapter.{name}": value for name, value in adapter.state_dict().items()}
             state |= {f"stand_in.{name}": value for name, value in code.stand_in.state_dict().items()}  # training alone needs it
             code.load_state_dict(state)
-        except Exception as error:
-            raise UserError(f"{folder / WEIGHTS} is damaged or missing ({str(error).splitlines()[0]}); fetch or train it again") from error
-        code.source = sha256_file(folder / WEIGHTS)
+        code.source = weights_sha256(folder)
         return code.eval()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -261,7 +253,7 @@ def _shipped(named: dict[str, str], encoder: dict[str, Any]) -> PrefixAdapter:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"this learned code needs the shipped adapter {named['name']}, which this version of lsm does not have; update lsm")
     require_same_space(read_json(folder / CONFIG)["home"]["encoder"], encoder, what=f"adapter {named['name']}")
-    if (found := sha256_file(folder / WEIGHTS)) != named["sha256"]:
+    if (found := weights_sha256(folder)) != named["sha256"]:
         raise UserError(
             f"this learned code was trained with adapter {named['name']} of sha256 {named['sha256'][:12]}, the one here has {found[:12]}; "
             "use the version of lsm that it was made with, or train it again"

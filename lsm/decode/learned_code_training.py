@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lsm.corpus.reader import Corpus
 from lsm.corpus.sampler import permutation, split_documents
-from lsm.decode.adapter import WEIGHTS, AdapterHome, PrefixAdapter, spoken_before
+from lsm.decode.adapter import AdapterHome, PrefixAdapter, spoken_before
 from lsm.decode.learned_code import CodeHome, LearnedCode, TokenStates
 from lsm.decode.learned_code_card import code_card
 from lsm.decode.learned_code_codec import StatesOf, write
@@ -25,11 +25,11 @@ from lsm.decode.reading import LengthBatches, TokenizedSentences
 from lsm.decode.shipped import SHIPPED, find_adapter
 from lsm.decode.training import add_noise, content_weights, word_loss
 from lsm.errors import UserError
-from lsm.files import sha256_file
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import attach_lora
 from lsm.lm.loss import frozen_cross_entropy
 from lsm.training.loop import step_generator
+from lsm.training.pretrained import weights_sha256
 from lsm.training.task import Task
 
 
@@ -59,7 +59,7 @@ class StartAdapter:
     def load(cls, name: str, *, encoder: dict[str, Any]) -> StartAdapter:
         """The adapter called `name` (a folder or a shipped one) for vectors of `encoder`."""
         folder = find_adapter(name, encoder=encoder)
-        shipped = {"name": folder.name, "sha256": sha256_file(folder / WEIGHTS)} if folder.parent.resolve() == SHIPPED.resolve() else None
+        shipped = {"name": folder.name, "sha256": weights_sha256(folder)} if folder.parent.resolve() == SHIPPED.resolve() else None
         return cls(PrefixAdapter.from_pretrained(folder), shipped)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
@@ -46,6 +46,11 @@ def detach_lora(lm: FrozenLM) -> None:
         for name, child in list(parent.named_children()):
             if hasattr(child, "lora_A"):
                 setattr(parent, name, child.base_layer)
+
+
+def stored_lora(state: Mapping[str, Tensor], prefix: str = "lora.") -> nn.ParameterDict:
+    """The LoRA parameters among a network's stored weights."""
+    return nn.ParameterDict({name.removeprefix(prefix): nn.Parameter(value) for name, value in state.items() if name.startswith(prefix)})
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lsm.config import STRICT
+from lsm.connector.settings import MiddleSettings
 from lsm.decode.settings import AdapterSettings
 from lsm.training.settings import TrainingSettings, refuse
 
@@ -48,29 +49,6 @@ class DataSettings:
         if not 0 < self.held_out_fraction < 1:
             problems.append(f"data.held_out_fraction {self.held_out_fraction} must lie between 0 and 1")
         refuse(problems)
-
-
-@dataclass(kw_only=True)
-class MiddleSettings:
-    """The model between idea vector and expansion; every kind starts as no change at all."""
-
-    __pydantic_config__ = STRICT
-
-    kind: Literal["mlp", "transformer", "gru", "identity"] = "mlp"
-    """mlp: residual blocks; transformer: over slots that the vector is cut into; gru: several steps, each re-reading what it has made of
-    the idea; identity: none, the control."""
-    hidden: int = 512
-    """Width inside."""
-    layers: int = 3
-    """Blocks of the mlp, layers of the transformer."""
-    slots: int = 8
-    """Slots of the transformer; they divide latent_dim."""
-    steps: int = 4
-    """Steps of the gru."""
-
-    def __post_init__(self) -> None:
-        refuse([f"middle.{name} {value} must be at least 1" for name in ("hidden", "layers", "slots", "steps")
-                if (value := getattr(self, name)) < 1])  # fmt: skip
 
 
 @dataclass(kw_only=True)

@@ -108,7 +108,7 @@ def test_packed_texts_answer_without_the_texts(run: Path, question_file: Path, t
 def test_what_is_missing_is_named(run: Path, question_file: Path, tmp_path: Path, run_cli) -> None:
     assert "--out" in run_cli("compress", "train", question_file, "--config", CONFIG).stderr
     assert "name the run first" in run_cli("compress", "eval").stderr
-    assert "holds no compressor" in run_cli("compress", "eval", tmp_path, question_file).stderr
+    assert "holds no finished compressor" in run_cli("compress", "eval", tmp_path, question_file).stderr
     rows = tmp_path / "bad.jsonl"
     rows.write_text('{"text": "a", "query": "b"}\n', encoding="utf-8")
     outcome = run_cli("compress", "train", rows, "--config", CONFIG, "--out", tmp_path / "x")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from lsm.compress.encoder import Compressor
 from lsm.compress.objectives import span_term
-from lsm.compress.settings import CompressSettings, DataSettings, EncoderSettings, ObjectiveSettings
+from lsm.compress.settings import CompressorSettings, CompressSettings, DataSettings, ObjectiveSettings
 from lsm.compress.task import CompressTask
-from lsm.compress.windows import window_softmax, windows_of_kept
+from lsm.connector.compressor import Compressor
+from lsm.connector.pooling import window_softmax, windows_of_kept
 from lsm.errors import UserError
 from lsm.lm.contexts import answer_hidden, read_contexts, read_preamble
 from lsm.lm.frozen import FrozenLM
@@ -32,7 +32,7 @@ def words(texts: list[str]) -> list[tuple[torch.Tensor, list[int]]]:
 
 def made(lm: FrozenLM, **settings: object) -> Compressor:
     torch.manual_seed(0)
-    return Compressor(EncoderSettings(**settings), lm, words, 12, list(b"Text:"))  # ty: ignore[invalid-argument-type]
+    return Compressor(CompressorSettings(**settings), lm, words, 12, list(b"Text:"))  # ty: ignore[invalid-argument-type]
 
 
 def test_untrained_mean_pooling_is_the_mean_word_embedding(lm: FrozenLM) -> None:
@@ -146,7 +146,7 @@ def test_ridge_regression_brings_codes_near_the_words(lm: FrozenLM, questions: l
 )
 def test_every_objective_reaches_the_encoder(lm: FrozenLM, questions: list[Question], objectives: dict) -> None:
     settings = CompressSettings(
-        lm="stub", ratios=(4,), encoder=EncoderSettings(layer=1), objectives=ObjectiveSettings(**objectives), data=DATA
+        lm="stub", ratios=(4,), encoder=CompressorSettings(layer=1), objectives=ObjectiveSettings(**objectives), data=DATA
     )
     task = CompressTask(questions, lm, settings, seed=0)
     loss, parts = task.loss(task.batch(0))
@@ -158,7 +158,7 @@ def test_every_objective_reaches_the_encoder(lm: FrozenLM, questions: list[Quest
 
 def test_scores_learn_what_answers_are_made_of(lm: FrozenLM, questions: list[Question]) -> None:
     asked = ObjectiveSettings(spans_steps=1)
-    settings = CompressSettings(lm="stub", ratios=(4,), encoder=EncoderSettings(layer=0, pooling="kept"), objectives=asked, data=DATA)
+    settings = CompressSettings(lm="stub", ratios=(4,), encoder=CompressorSettings(layer=0, pooling="kept"), objectives=asked, data=DATA)
     task = CompressTask(questions, lm, settings, seed=0)
     optimizer, losses = torch.optim.Adam(task.module.parameters(), lr=0.03), []
     for _ in range(20):
@@ -174,7 +174,7 @@ def test_scores_learn_what_answers_are_made_of(lm: FrozenLM, questions: list[Que
 
 
 def test_a_resumed_run_teaches_scores_from_the_same_states(lm: FrozenLM, questions: list[Question]) -> None:
-    encoder = EncoderSettings(layer=2, pooling="kept", rarity=1.0, score_hidden=4)
+    encoder = CompressorSettings(layer=2, pooling="kept", rarity=1.0, score_hidden=4)
     settings = CompressSettings(lm="stub", encoder=encoder, objectives=ObjectiveSettings(spans_steps=9, spans_texts=2), data=DATA)
     unbroken, resumed = (CompressTask(questions, lm, settings, seed=0) for _ in range(2))
     for task in (unbroken, resumed):
@@ -192,7 +192,7 @@ def test_a_resumed_run_teaches_scores_from_the_same_states(lm: FrozenLM, questio
 
 
 def test_kept_tokens_train_their_score_and_their_correction(lm: FrozenLM, questions: list[Question]) -> None:
-    encoder = EncoderSettings(layer=1, pooling="kept", rarity=1.0, states=(1,), hidden=8)
+    encoder = CompressorSettings(layer=1, pooling="kept", rarity=1.0, states=(1,), hidden=8)
     task = CompressTask(questions, lm, CompressSettings(lm="stub", ratios=(4,), encoder=encoder, data=DATA), seed=0)
     task.loss(task.batch(0))[0].backward()
     compressor = task.compressor
@@ -203,7 +203,7 @@ def test_kept_tokens_train_their_score_and_their_correction(lm: FrozenLM, questi
 
 def test_first_steps_only_reconstruct(lm: FrozenLM, questions: list[Question]) -> None:
     settings = CompressSettings(
-        lm="stub", ratios=(4,), objectives=ObjectiveSettings(reconstruct_steps=1), encoder=EncoderSettings(layer=1), data=DATA
+        lm="stub", ratios=(4,), objectives=ObjectiveSettings(reconstruct_steps=1), encoder=CompressorSettings(layer=1), data=DATA
     )
     task = CompressTask(questions, lm, settings, seed=0)
     assert set(task.loss(task.batch(0))[1]) == {"reconstruct"}
@@ -212,7 +212,7 @@ def test_first_steps_only_reconstruct(lm: FrozenLM, questions: list[Question]) -
 
 def test_lora_trains_the_reader_and_leaves_the_answering_lm(questions: list[Question]) -> None:
     lm = FrozenLM.load("stub")
-    settings = CompressSettings(lm="stub", ratios=(4,), encoder=EncoderSettings(layer=2, lora_rank=2), data=DATA)
+    settings = CompressSettings(lm="stub", ratios=(4,), encoder=CompressorSettings(layer=2, lora_rank=2), data=DATA)
     task = CompressTask(questions, lm, settings, seed=0)
     torch.nn.init.normal_(task.compressor.residual.weight)  # ty: ignore[unresolved-attribute]
     without = task._held_out_loss(*held_out(task), None)
@@ -228,7 +228,7 @@ def test_lora_trains_the_reader_and_leaves_the_answering_lm(questions: list[Ques
 
 
 def test_one_held_out_text_stands_against_another_article(lm: FrozenLM, questions: list[Question]) -> None:
-    settings = CompressSettings(lm="stub", ratios=(4,), encoder=EncoderSettings(layer=1), data=DATA)
+    settings = CompressSettings(lm="stub", ratios=(4,), encoder=CompressorSettings(layer=1), data=DATA)
     task = CompressTask(questions[:4], lm, settings, seed=0)  # two articles of a text each
     (text,) = {one.text for one in task.held_out}
     assert task.other[text] == task.texts[0] != text
@@ -238,7 +238,7 @@ def test_one_held_out_text_stands_against_another_article(lm: FrozenLM, question
 
 
 def test_a_run_goes_on_with_the_same_questions_only(lm: FrozenLM, questions: list[Question]) -> None:
-    settings = CompressSettings(lm="stub", ratios=(4,), encoder=EncoderSettings(layer=1), data=DATA)
+    settings = CompressSettings(lm="stub", ratios=(4,), encoder=CompressorSettings(layer=1), data=DATA)
 
     def asked(rows: list[Question]) -> str:
         return CompressTask(rows, lm, settings, seed=0).fingerprint()["questions"]
@@ -257,6 +257,6 @@ def held_out(task: CompressTask) -> tuple[list[str], list[Question]]:
 
 def test_settings_that_do_not_fit_are_named_together() -> None:
     with pytest.raises(UserError, match="lora_rank needs"):
-        EncoderSettings(source="bytes", lora_rank=4)
+        CompressorSettings(source="bytes", lora_rank=4)
     with pytest.raises(UserError, match="every weight is 0"):
         ObjectiveSettings(answer=0)

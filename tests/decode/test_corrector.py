@@ -216,7 +216,7 @@ def test_wrong_partners_are_refused(small_corpus: Corpus, trained: tuple[Path, o
     lm.sha256 = "another"
     with pytest.raises(UserError, match="the corrector speaks through LM"):
         Writer.of(lm, Corrector.from_pretrained(trained[0]))
-    with pytest.raises(UserError, match="not a corrector's"):
+    with pytest.raises(UserError, match="holds no finished corrector"):
         Corrector.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="another shape"):
         task_of(small_corpus, tiny(adapter={"prefix_length": 3, "hidden": 32, "blocks": 1}))

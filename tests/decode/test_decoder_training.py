@@ -148,7 +148,7 @@ def test_damaged_adapter_is_named(trained: tuple[Path, PrefixTask, dict[str, flo
     with pytest.raises(UserError, match=f"adapter {tmp_path} is damaged"):
         PrefixAdapter.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"format": "lsm prefix adapter"}')
-    with pytest.raises(UserError, match=f"{tmp_path}.*(is damaged|is not an adapter's)"):
+    with pytest.raises(UserError, match=f"{tmp_path}.*is damaged"):
         PrefixAdapter.from_pretrained(tmp_path)
 
 

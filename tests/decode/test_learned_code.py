@@ -144,7 +144,7 @@ def test_saved_and_loaded_is_the_same(codec: LearnedCodec, tmp_path: Path) -> No
     np.testing.assert_array_equal(again.encode(TEXTS).codes_BK, codes_BK)
     assert again.decode(codes_BK).texts == codec.decode(codes_BK).texts
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-50])
-    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(UserError, match=f"learned code {tmp_path} is damaged"):
         LearnedCode.from_pretrained(tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_wrong_partners_are_refused(small_corpus: Corpus, trained: tuple[Path, d
         LearnedCodec(FrozenLM.load("stub"), codec.code).encode(TEXTS)
     with pytest.raises(UserError, match="context_queries to 0"):
         LearnedCodeTask(small_corpus, FrozenLM.load("stub"), tiny(), seed=0)
-    with pytest.raises(UserError, match="not a learned code's"):
+    with pytest.raises(UserError, match="nothing is no folder"):
         LearnedCode.from_pretrained(trained[0] / "nothing")
     with pytest.raises(UserError, match="2 learned codes and 1 vectors"):
         codec.decode(np.zeros((2, 16), np.float32), np.zeros((1, 64), np.float32))

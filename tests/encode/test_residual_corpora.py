@@ -72,7 +72,7 @@ def test_superposition_codes_are_no_vectors(run_cli, tmp_path: Path) -> None:
         (["--residual", "learned", "--verify-codes", "--drop-text"], "--drop-text"),
         (["--residual", "learned", "--encoder", "stub"], "no shipped learned code goes with vectors of stub"),
         (["--learned-code", "somewhere"], "needs --residual learned"),
-        (["--residual", "learned", "--learned-code", "somewhere"], "is not a learned code's"),
+        (["--residual", "learned", "--learned-code", "somewhere"], "somewhere is no folder"),
     ],
 )
 def test_what_does_not_go_together_is_refused(run_cli, tmp_path: Path, options: list, message: str) -> None:

@@ -117,8 +117,9 @@ def test_a_folder_gives_it_back(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match="damaged"):
         ReasonModel.from_pretrained(tmp_path)
-    with pytest.raises(UserError, match="no finished stack"):
-        ReasonModel.from_pretrained(tmp_path / "elsewhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no finished stack"):
+        ReasonModel.from_pretrained(tmp_path / "empty")
 
 
 def test_slots_must_divide_the_idea() -> None:

@@ -216,7 +216,7 @@ def test_the_lm_reads_a_text_itself(pairs: list[Pair], tmp_path: Path) -> None:
 
 
 def test_the_residual_stream_of_gpt2_is_that_of_transformers(gpt2: Path) -> None:
-    lm = FrozenLM.load(str(gpt2))
+    lm = FrozenLM.load(str(gpt2), dtype=torch.float32)
     inputs = torch.randn(2, 5, lm.width, generator=torch.Generator().manual_seed(0))
     reference = lm.model(inputs_embeds=inputs, output_hidden_states=True).hidden_states
     for layer in range(1, lm.n_layers):  # behind the last one transformers gives the normed states

@@ -1,12 +1,17 @@
-"""Stretches of a text that become one soft token each, and means over them.
+"""States of a text → fewer vectors: means over windows of it, by score or all alike, and cross-attention of queries.
 
-Shape letters: T states of a text, P windows, F width of a state.
+Shape letters: T states of a text, P windows, F width of a state, D width of a code.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lsm.connector.blocks import sinusoids
+
+_HEADS = 4
+_PLACES = 1024
 
 
 def windows_of_kept(score_T: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
@@ -32,3 +37,28 @@ def window_softmax(logit_T: Tensor, window_T: Tensor, n_windows: int) -> Tensor:
     top_P = logit_T.new_full((n_windows,), -torch.inf).scatter_reduce(0, window_T, logit_T.detach(), "amax")
     power_T = torch.exp(logit_T - top_P[window_T])
     return power_T / logit_T.new_zeros(n_windows).index_add(0, window_T, power_T)[window_T]
+
+
+class Queries(nn.Module):
+    """Cross-attention: as many queries as soft tokens, told apart by where in the text they stand (Flamingo's resampler, one layer)."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.query, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.attend = nn.MultiheadAttention(width, _HEADS, batch_first=True)
+        self.out = nn.Linear(width, dim)
+
+    def at(self, n_windows: int) -> Tensor:
+        """The queries [P, F] for so many soft tokens."""
+        return self.query(sinusoids(_PLACES, self.query.in_features, self.query.weight.device)[_centres(n_windows)])
+
+    def forward(self, state_TF: Tensor, n_windows: int) -> Tensor:
+        place_TF = sinusoids(_PLACES, state_TF.shape[1], state_TF.device)[_centres(len(state_TF))]
+        query_PF = self.at(n_windows)
+        keys_TF = self.norm(state_TF) + place_TF
+        return self.out(self.attend(query_PF[None], keys_TF[None], keys_TF[None], need_weights=False)[0][0])
+
+
+def _centres(n: int) -> Tensor:
+    """Places of n things spread evenly over a text, on a scale of `_PLACES`."""
+    return ((torch.arange(n) + 0.5) * _PLACES / n).long()

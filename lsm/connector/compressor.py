@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsm.compress.networks import BYTE_WIDTH, ByteReader, Queries, Residual, quantised, scorer, zeroed
-from lsm.compress.settings import EncoderSettings
-from lsm.compress.windows import pooled, window_softmax, windows_of_kept
+from lsm.connector.blocks import Residual, quantised, scorer, zeroed
+from lsm.connector.pooling import Queries, pooled, window_softmax, windows_of_kept
+from lsm.connector.readers import BYTE_WIDTH, ByteReader
+from lsm.connector.settings import CompressorSettings
 from lsm.lm.contexts import Read, read_preamble
 from lsm.lm.frozen import FrozenLM
 from lsm.lm.lora import attach_lora, lora_off
@@ -45,7 +46,7 @@ class Compressor(nn.Module):
     """Encoder and adapter in one: `send` is what the sender does, `receive` what the reader does."""
 
     def __init__(
-        self, settings: EncoderSettings, lm: FrozenLM, pieces: Pieces | None, state_width: int = 0, before: Sequence[int] = ()
+        self, settings: CompressorSettings, lm: FrozenLM, pieces: Pieces | None, state_width: int = 0, before: Sequence[int] = ()
     ) -> None:
         """`before`: what the LM reads before each text, in its own reading as when it answers."""
         super().__init__()
