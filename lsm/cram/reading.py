@@ -76,12 +76,12 @@ class Reading:
         asked_BTH = vectors_BPH[:, 1:].expand(-1, ids_BT.shape[1], -1)
         return self.lm.final_hidden(self.prefix(torch.cat([vectors_BPH[:, :1], asked_BTH], dim=1)))[:, -ids_BT.shape[1] :]
 
-    def told(self, vectors_BPH: Tensor, rows: Sequence[Sequence[int]], kept_B: Sequence[int] = ()) -> Told:
-        """Loss and right tokens of each target `rows`; `kept_B` says which kept sentence each text is held to."""
+    def told(self, vectors_BPH: Tensor, rows: Sequence[Sequence[int]], turns_B: Sequence[int] = ()) -> Told:
+        """Loss and right tokens of each target `rows`; each text is held to the kept sentence whose turn it is."""
         ids_BT, mask_BT = (part.to(self.lm.device) for part in pad_ids(rows, self.lm.tokens.end_id))
         loss_N, right_N = frozen_prediction(self.hidden(vectors_BPH, ids_BT)[mask_BT], self.lm.head_VH, ids_BT[mask_BT])
         n_right_B = (row_means(right_N.float(), mask_BT) * mask_BT.sum(1)).round().long()
-        divergence_B = self._divergence(vectors_BPH, kept_B) if self.keep else torch.zeros(len(rows), device=self.lm.device)
+        divergence_B = self._divergence(vectors_BPH, turns_B) if self.keep else torch.zeros(len(rows), device=self.lm.device)
         return Told(row_means(loss_N, mask_BT), divergence_B, n_right_B)
 
     @torch.no_grad()
@@ -98,8 +98,8 @@ class Reading:
             rows = self.lm.logits(self.hidden(vectors_BPH, ids_BT)).argmax(-1).tolist()
         return [row[:n] for row, n in zip(rows, n_tokens, strict=True)]
 
-    def _divergence(self, vectors_BPH: Tensor, kept_B: Sequence[int]) -> Tensor:
-        picked = torch.tensor(kept_B, device=self.lm.device)
+    def _divergence(self, vectors_BPH: Tensor, turns_B: Sequence[int]) -> Tensor:
+        picked = torch.tensor(turns_B, device=self.lm.device) % len(KEPT)
         ids_KT, mask_KT, teacher_KTH = self._kept
         ids_BT, mask_BT = ids_KT[picked], mask_KT[picked]
         prefix_BPH = self.prefix(vectors_BPH)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lsm.cram.reading import KEPT, Form, Reading
+from lsm.cram.reading import Form, Reading
 from lsm.cram.settings import CramSettings
 from lsm.cram.text import Target, Text
 from lsm.errors import UserError
@@ -93,9 +93,7 @@ class Crammer:
     def _pass(self, reading: Reading, active: Sequence[Text], kl_weight: float) -> None:
         """Every text reaches its target, runs out of steps, or makes a step towards it."""
         rows = [text.target.ids[: text.tokens] for text in active]
-        told = reading.told(
-            torch.stack([text.vectors_PH for text in active]), rows, [text.steps % len(KEPT) for text in active] if kl_weight else ()
-        )
+        told = reading.told(torch.stack([text.vectors_PH for text in active]), rows, [text.steps for text in active])
         n_right_B, divergence_B = told.n_right_B.tolist(), told.divergence_B.tolist()
         for text, n_right, divergence in zip(active, n_right_B, divergence_B, strict=True):
             text.see(n_right, divergence)
@@ -122,8 +120,7 @@ class Crammer:
             return
         rows = [text.target.ids[: text.tokens] for text in failed]
         starts_BPH = torch.stack([*(text.vectors_PH for text in failed), *(text.held_PH for text in failed)])
-        kept = [text.steps % len(KEPT) for text in failed] if reading.keep else []
-        loss_B = reading.told(starts_BPH, rows + rows, kept + kept).loss_B.tolist()
+        loss_B = reading.told(starts_BPH, rows + rows, [text.steps for text in failed] * 2).loss_B.tolist()
         for text, at_hand, held in zip(failed, loss_B[: len(failed)], loss_B[len(failed) :], strict=True):
             if held < at_hand:
                 text.vectors_PH.copy_(text.held_PH)
