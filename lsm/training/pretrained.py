@@ -64,7 +64,7 @@ class Kind:
         except UserError:
             raise
         except Exception as error:
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"{self.name} {folder} is damaged, incomplete or of an older lsm ({why}); fetch or train it again") from error
 
 
