@@ -1,6 +1,6 @@
 """Small parts that connectors are put together from: layers that start at zero, a residual MLP, a score, places, a codebook.
 
-Shape letters: P windows, F width of a state, D width of a code, S states side by side in a code, N codes of all texts.
+Shape letters: T states of a text, P windows, F width of a state, D width of a code, S states side by side in a code, N codes of all texts.
 """
 
 from __future__ import annotations
@@ -33,10 +33,17 @@ class Residual(nn.Module):
         return x_PD + (size_PS1 * added_PD.unflatten(1, (self.n_states, -1))).flatten(1)
 
 
-def scorer(width: int, hidden: int) -> nn.Sequential:
-    """State [F] → score [1], linear or through a hidden layer; every score is 0 at first."""
-    layers: list[nn.Module] = [nn.Linear(width, hidden), nn.GELU()] if hidden else []
-    return nn.Sequential(*layers, zeroed(nn.Linear(hidden or width, 1)))
+class Score(nn.Module):
+    """What each state [T, F] of a text is worth, [T]: linear, or through a hidden layer that also sees `reach` states on either side; 0 at
+    first."""
+
+    def __init__(self, width: int, hidden: int, reach: int) -> None:
+        super().__init__()
+        self.hidden = nn.Conv1d(width, hidden, 2 * reach + 1, padding=reach) if hidden else None
+        self.out = zeroed(nn.Linear(hidden or width, 1))
+
+    def forward(self, state_TF: Tensor) -> Tensor:
+        return self.out(state_TF if self.hidden is None else nn.functional.gelu(self.hidden(state_TF.T)).T)[:, 0]
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsm.connector.blocks import Residual, quantised, scorer, zeroed
+from lsm.connector.blocks import Residual, Score, quantised, zeroed
 from lsm.connector.pooling import Queries, pooled, window_softmax, windows_of_kept
 from lsm.connector.readers import BYTE_WIDTH, ByteReader
 from lsm.connector.settings import CompressorSettings
@@ -57,7 +57,8 @@ class Compressor(nn.Module):
         self.base_dim = width * (1 + len(settings.states))
         self.dim = settings.code_dim or self.base_dim
         self.reader = ByteReader() if settings.source == "bytes" else None
-        self.score = scorer(width, settings.score_hidden) if settings.pooling in ("weighted", "kept") else None
+        scored = settings.pooling in ("weighted", "kept")
+        self.score = Score(width, settings.score_hidden, settings.score_reach) if scored else None
         self.queries = Queries(width, self.base_dim) if settings.pooling == "queries" else None
         # Where the LM reads itself, a code starts as the mean word embedding of its window, and states add to it from zero.
         self.residual = zeroed(nn.Linear(width, lm.width)) if settings.source == "lm" and settings.layer else None
@@ -164,7 +165,7 @@ class Compressor(nn.Module):
     def scores(self, state_TF: Tensor, ids: Sequence[int]) -> Tensor:
         """How much each state [T] of a text is worth; `ids` are those of the LM's own tokens."""
         assert self.score is not None
-        score_T = self.score(state_TF)[:, 0]
+        score_T = self.score(state_TF)
         if self.settings.rarity and self.settings.source == "lm":
             rank_T = torch.tensor(ids or [0], device=score_T.device).float().add(1) / self.n_tokens
             score_T = score_T + self.settings.rarity * rank_T.log()

@@ -35,6 +35,8 @@ class CompressorSettings:
     """Scores start at this times the log of the token's number over their count: BPE tokens are numbered from frequent to rare."""
     score_hidden: int = 0
     """Width of a hidden layer of the score; 0 = none, the score is linear in the state."""
+    score_reach: int = 0
+    """States on either side of a token that the hidden layer of its score sees as well: what comes next tells where an answer ends."""
     states: tuple[int, ...] = ()
     """With source lm: layers behind which a soft token's position takes the reader's pooled states there, in place of what the answering
     LM makes of it. With every layer a kept token is that token's keys and values, as evicting all others from a cache leaves them."""
@@ -54,7 +56,7 @@ class CompressorSettings:
     """Trained vectors behind the soft tokens that say how to answer; not counted as soft tokens, given to text too as a control."""
 
     def __post_init__(self) -> None:
-        counts = ("layer", "lora_rank", "rarity", "score_hidden", "hidden", "codebook", "text_tokens", "cue")
+        counts = ("layer", "lora_rank", "rarity", "score_hidden", "score_reach", "hidden", "codebook", "text_tokens", "cue")
         problems = [f"encoder.{name} {value} must not be negative" for name in counts if (value := getattr(self, name)) < 0]
         reads, scored, states = self.source == "lm", self.pooling in ("weighted", "kept"), bool(self.states)
         wanted = {
@@ -62,6 +64,7 @@ class CompressorSettings:
             "encoder.depths count from 1": min(self.depths, default=1) > 0,
             "encoder.lora_rank needs encoder.source lm and a layer above 0": not self.lora_rank or (reads and self.layer > 0),
             "encoder.score_hidden needs encoder.pooling weighted or kept": not self.score_hidden or scored,
+            "encoder.score_reach needs encoder.score_hidden": not self.score_reach or self.score_hidden > 0,
             "encoder.rarity needs encoder.source lm and pooling weighted or kept": not self.rarity or (reads and scored),
             "encoder.pooling kept needs encoder.source lm": self.pooling != "kept" or reads,
             "encoder.states count from 1, each once, in rising order": list(self.states) == sorted({*self.states} - {0}),

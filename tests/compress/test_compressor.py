@@ -11,6 +11,7 @@ import torch
 from lsm.compress.objectives import span_term
 from lsm.compress.settings import CompressorSettings, CompressSettings, DataSettings, ObjectiveSettings
 from lsm.compress.task import CompressTask
+from lsm.connector.blocks import Score
 from lsm.connector.compressor import Compressor
 from lsm.connector.pooling import window_softmax, windows_of_kept
 from lsm.errors import UserError
@@ -64,6 +65,7 @@ def test_a_window_far_below_the_highest_score_keeps_its_weights() -> None:
         {"source": "lm", "layer": 1, "pooling": "queries"},
         {"source": "lm", "layer": 2, "code_dim": 5, "hidden": 8, "depths": (1, 2)},
         {"source": "lm", "layer": 1, "pooling": "kept", "rarity": 1.0, "states": (1,), "hidden": 8},
+        {"source": "lm", "layer": 1, "pooling": "kept", "score_hidden": 4, "score_reach": 2},
         {"source": "lm", "layer": 0, "pooling": "mean", "states": (1, 2)},
         {"source": "encoder", "pooling": "weighted"},
         {"source": "encoder", "codebook": 4},
@@ -81,6 +83,18 @@ def test_a_text_is_compressed_alike_in_any_batch(lm: FrozenLM, settings: dict) -
         assert together.words[row].shape == together.soft.tokens[row].shape
         for layer, states in one.soft.deep.items():
             torch.testing.assert_close(together.soft.deep[layer][row], states[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reach", [0, 1, 3])
+def test_a_score_sees_as_far_as_it_reaches(reach: int) -> None:
+    torch.manual_seed(0)
+    score, state_TF = Score(6, 5, reach), torch.randn(9, 6)
+    assert not score(state_TF).any()
+    torch.nn.init.normal_(score.out.weight)
+    changed = state_TF.index_fill(0, torch.tensor([4]), 1.0)
+    moved = (score(changed) != score(state_TF)).nonzero()[:, 0].tolist()
+    assert moved == list(range(4 - reach, 5 + reach))
+    torch.testing.assert_close(score(state_TF[:1]), score(torch.nn.functional.pad(state_TF[:1], (0, 0, reach, reach)))[reach : reach + 1])
 
 
 def test_windows_end_at_what_is_kept() -> None:
@@ -174,13 +188,13 @@ def test_scores_learn_what_answers_are_made_of(lm: FrozenLM, questions: list[Que
 
 
 def test_a_resumed_run_teaches_scores_from_the_same_states(lm: FrozenLM, questions: list[Question]) -> None:
-    encoder = CompressorSettings(layer=2, pooling="kept", rarity=1.0, score_hidden=4)
+    encoder = CompressorSettings(layer=2, pooling="kept", rarity=1.0, score_hidden=4, score_reach=1)
     settings = CompressSettings(lm="stub", encoder=encoder, objectives=ObjectiveSettings(spans_steps=9, spans_texts=2), data=DATA)
     unbroken, resumed = (CompressTask(questions, lm, settings, seed=0) for _ in range(2))
     for task in (unbroken, resumed):
         assert task.compressor.score is not None
         torch.manual_seed(1)
-        torch.nn.init.normal_(task.compressor.score[-1].weight)
+        torch.nn.init.normal_(task.compressor.score.out.weight)
     losses = [float(unbroken.loss(unbroken.batch(index))[0]) for index in range(9)]
     assert len(unbroken.batch(0).texts) == 2 and len(set(losses)) > 1
     assert float(resumed.loss(resumed.batch(8))[0]) == losses[8]
@@ -197,7 +211,7 @@ def test_kept_tokens_train_their_score_and_their_correction(lm: FrozenLM, questi
     task.loss(task.batch(0))[0].backward()
     compressor = task.compressor
     assert compressor.score is not None and compressor.mlp is not None
-    for weight in (compressor.score[-1].weight, compressor.mlp.down.weight):
+    for weight in (compressor.score.out.weight, compressor.mlp.down.weight):
         assert weight.grad is not None and float(weight.grad.abs().sum()) > 0
 
 
