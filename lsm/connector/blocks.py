@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer with weights and bias zero: what it adds starts as nothing."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -47,6 +48,7 @@ class Score(nn.Module):
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """Sinusoids [length, width] of places 0, 1, … (Vaswani et al. 2017)."""
     rate = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10_000.0) / width))
     angle = torch.arange(length, device=device)[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :width]

@@ -32,6 +32,8 @@ class AttentionPooling(nn.Module):
 
 
 class Compression(nn.Module):
+    """Pooled vector → idea: the identity, or an orthogonal map where widths differ, and an MLP beside it that starts at zero."""
+
     def __init__(self, width: int, hidden: int, latent: int) -> None:
         super().__init__()
         self.skip = nn.Identity() if width == latent and not hidden else nn.Linear(width, latent, bias=False)
@@ -98,6 +100,7 @@ class _Nothing(nn.Module):
 
 
 def middle_model(settings: MiddleSettings, width: int) -> nn.Module:
+    """The change [B, D] that a kind of middle makes to ideas [B, D]; zeros at first, always for the identity."""
     if settings.kind == "identity":
         return _Nothing()
     return {"mlp": _Mlp, "transformer": _SlotTransformer, "gru": _Gru}[settings.kind](settings, width)
