@@ -17,6 +17,8 @@ from typing import IO, Any
 from lsm.errors import UserError
 
 TEMPORARY_SUFFIX = ".partial"
+CONFIG = "config.json"
+"""Beside a trained network's weights: its kind and shape."""
 DONE_MARKER = "done.json"
 
 

@@ -118,9 +118,7 @@ def _train(options: Options) -> dict[str, Any]:
     layer = settings.encoder.layer if settings.encoder.source == "lm" else 0
     if max(layer, *settings.encoder.depths, *settings.encoder.states, 0) > lm.n_layers:
         raise UserError(f"encoder.layer, .states and .depths must be at most {lm.n_layers}, the layers of {settings.lm}")
-    task = CompressTask(
-        questions, lm, settings, seed=options.seed, pieces=source.pieces, state_width=source.width, encoder=source.fingerprint
-    )
+    task = CompressTask(questions, lm, settings, seed=options.seed, source=source)
     results = Trainer(task, settings, options.out, seed=options.seed, resume=options.resume, quiet=options.quiet).train()
     scores = results["evaluation"]
     print(f"compressor in {options.out / 'final'}")

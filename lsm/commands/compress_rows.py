@@ -45,13 +45,11 @@ class Loaded:
 def load(run: Path, *, device: str) -> Loaded:
     """The compressor of a run beside its LM."""
     from lsm.compress.prompts import Prompts
-    from lsm.compress.saved import find_settings, load_compressor, load_parts
+    from lsm.compress.saved import load_compressor
     from lsm.training.pretrained import weights_sha256
 
-    folder, settings, config = find_settings(run)
-    lm, source = load_parts(settings, device=device)
-    compressor = load_compressor(folder, settings, config, lm, source)
-    return Loaded(lm, compressor, settings, Prompts(lm.tokens, settings.data.shots), weights_sha256(folder))
+    compressor, settings, lm = load_compressor(run, device=device)
+    return Loaded(lm, compressor, settings, Prompts(lm.tokens, settings.data.shots), weights_sha256(run))
 
 
 def spread(questions: list[Question], n: int) -> list[Question]:

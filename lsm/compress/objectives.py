@@ -21,15 +21,9 @@ _CONTRASTIVE_TEMPERATURE = 0.07
 
 
 def answer_terms(
-    settings: ObjectiveSettings,
-    lm: FrozenLM,
-    student: Read,
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-    *,
-    teacher: Read | None = None,
-    guessed: Sequence[Sequence[int]] | None = None,
-) -> dict[str, Tensor]:
+    settings: ObjectiveSettings, lm: FrozenLM, student: Read, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *,
+    teacher: Read | None = None, guessed: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Cross-entropy and, with a teacher (a reading of the full texts), divergence from it, each a mean over the supervised tokens.
 
     Args:

@@ -16,11 +16,11 @@ from lsm.connector.compressor import Compressor, Pieces
 from lsm.corpus.format import require_same_space
 from lsm.encode.encoder import load_encoder
 from lsm.errors import UserError
-from lsm.files import fingerprint
+from lsm.files import CONFIG, fingerprint
 from lsm.lm.frozen import FrozenLM, same_lm
 from lsm.provenance import choose_device
 from lsm.text.questions import Question
-from lsm.training.pretrained import CONFIG, Kind
+from lsm.training.pretrained import Kind
 from lsm.training.seen import load_seen
 
 _KIND = Kind("lsm compressor", "compressor", "lsm compress train")
@@ -48,6 +48,9 @@ class Source:
     fingerprint: Any = None
 
 
+NOTHING = Source()
+
+
 def load_parts(settings: CompressSettings, *, device: str) -> tuple[FrozenLM, Source]:
     """The frozen LM, in the precision in which it is trained for (an evaluation reads it as training did), and what `encoder.source` names.
 
@@ -57,7 +60,7 @@ def load_parts(settings: CompressSettings, *, device: str) -> tuple[FrozenLM, So
     dtype = torch.float32 if settings.precision == "float32" else None
     lm = FrozenLM.load(settings.lm, device=choose_device(device)[0], dtype=dtype)
     if settings.encoder.source != "encoder":
-        return lm, Source()
+        return lm, NOTHING
     encoder = load_encoder(settings.encoder.name, device=device, precision="float32")
     pieces = getattr(encoder, "pieces", None)
     if pieces is None:
@@ -79,33 +82,25 @@ def save_compressor(
     _KIND.save(folder, compressor.state_dict(), config, card=card, dtype=torch.float32)
 
 
-def find_settings(run: Path) -> tuple[Path, CompressSettings, dict[str, Any]]:
-    """Folder, settings and whole config of a run or of its `final`.
+def load_compressor(run: Path, *, device: str) -> tuple[Compressor, CompressSettings, FrozenLM]:
+    """The compressor of a run, or of its `final`, beside its LM, which carries the encoder's LoRA layers then.
 
     Raises:
-        UserError: no compressor there.
+        UserError: no compressor there, or a damaged one, or LM or encoder have other weights than it was trained with.
     """
     folder, config = _KIND.find(run)
-    return folder, settings_from(CompressSettings, config["settings"], origin=str(folder / CONFIG)), config
-
-
-def load_compressor(folder: Path, settings: CompressSettings, config: dict[str, Any], lm: FrozenLM, source: Source) -> Compressor:
-    """The compressor of `find_settings` beside its LM, which carries the encoder's LoRA layers then.
-
-    Raises:
-        UserError: another LM or encoder, or damaged weights.
-    """
-    if source.fingerprint is not None:
-        require_same_space(config["encoder"], source.fingerprint, what=f"compressor {folder}")
-    if not same_lm(config["lm"], lm):
-        raise UserError(f"compressor {folder} was trained with LM {config['lm'].get('name')}, not {lm.name}; load that one")
-    with torch.random.fork_rng(devices=[]):
-        compressor = Compressor(settings.encoder, lm, source.pieces, source.width, Prompts(lm.tokens, settings.data.shots).preamble).to(
-            lm.device
-        )
     with _KIND.reading(folder) as state:
+        settings = settings_from(CompressSettings, config["settings"], origin=str(folder / CONFIG))
+        lm, source = load_parts(settings, device=device)
+        if source.fingerprint is not None:
+            require_same_space(config["encoder"], source.fingerprint, what=f"compressor {folder}")
+        if not same_lm(config["lm"], lm):
+            raise UserError(f"compressor {folder} was trained with LM {config['lm'].get('name')}, not {lm.name}; load that one")
+        with torch.random.fork_rng(devices=[]):
+            before = Prompts(lm.tokens, settings.data.shots).preamble
+            compressor = Compressor(settings.encoder, lm, source.pieces, source.width, before).to(lm.device)
         compressor.load_state_dict(state)
-    return compressor.eval()
+    return compressor.eval(), settings, lm
 
 
 def unseen(questions: Sequence[Question], run: Path) -> list[Question]:
@@ -114,5 +109,5 @@ def unseen(questions: Sequence[Question], run: Path) -> list[Question]:
     Raises:
         UserError: no compressor there, or it does not say what it has read.
     """
-    seen = load_seen(find_settings(run)[0])
+    seen = load_seen(_KIND.find(run)[0])
     return [one for one in questions if fingerprint(one.article) not in seen["articles"] and fingerprint(one.text) not in seen["texts"]]

@@ -106,7 +106,7 @@ class CompressSettings(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        scored = self.encoder.source == "lm" and self.encoder.pooling in ("weighted", "kept") and not self.encoder.text_tokens
+        scored = self.encoder.source == "lm" and self.encoder.scored and not self.encoder.text_tokens
         if (self.objectives.spans or self.objectives.spans_steps) and not scored:
             refuse(["objectives.spans trains scores: it needs encoder.source lm, pooling weighted or kept, and no text_tokens"])
         refuse([f"ratios {self.ratios}: give at least one, each at least 1"] * (not self.ratios or min(self.ratios) < 1))

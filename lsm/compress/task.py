@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lsm.compress.objectives import answer_terms, guess, reconstruction, soft_terms, span_term
 from lsm.compress.prompts import Prompts
-from lsm.compress.saved import save_compressor
+from lsm.compress.saved import NOTHING, Source, save_compressor
 from lsm.compress.settings import CompressSettings, ObjectiveSettings
-from lsm.connector.compressor import Compressor, Pieces
+from lsm.connector.compressor import Compressor
 from lsm.corpus.sampler import permutation, split_documents
 from lsm.errors import UserError
 from lsm.files import fingerprint
@@ -53,11 +53,8 @@ class CompressTask(Task):
 
     name = "compressor"
 
-    def __init__(
-        self, questions: list[Question], lm: FrozenLM, settings: CompressSettings, *, seed: int, pieces: Pieces | None = None,
-        state_width: int = 0, encoder: Any = None,
-    ) -> None:  # fmt: skip
-        self.lm, self.settings, self.seed, self.encoder = lm, settings, seed, encoder
+    def __init__(self, questions: list[Question], lm: FrozenLM, settings: CompressSettings, *, seed: int, source: Source = NOTHING) -> None:
+        self.lm, self.settings, self.seed, self.encoder = lm, settings, seed, source.fingerprint
         texts = list({one.text for one in questions})
         longer = {text for text, ids in zip(texts, lm.tokens.encode(texts), strict=True) if len(ids) > settings.data.max_context_tokens}
         kept = [one for one in questions if one.text not in longer]
@@ -78,7 +75,7 @@ class CompressTask(Task):
         self.prompts = Prompts(lm.tokens, settings.data.shots)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = Compressor(settings.encoder, lm, pieces, state_width, self.prompts.preamble)
+            made = Compressor(settings.encoder, lm, source.pieces, source.width, self.prompts.preamble)
         self.compressor = self.module = made.to(lm.device)
         if self.compressor.adapter is not None and settings.encoder.source == "encoder" and not settings.encoder.code_dim:
             self.compressor.fit_words(self.texts[:_FIT_TEXTS], lm, min(settings.ratios))

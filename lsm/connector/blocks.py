@@ -34,17 +34,20 @@ class Residual(nn.Module):
         return x_PD + (size_PS1 * added_PD.unflatten(1, (self.n_states, -1))).flatten(1)
 
 
-class Score(nn.Module):
+class Score(nn.Sequential):
     """What each state [T, F] of a text is worth, [T]: linear, or through a hidden layer that also sees `reach` states on either side; 0 at
     first."""
 
     def __init__(self, width: int, hidden: int, reach: int) -> None:
-        super().__init__()
-        self.hidden = nn.Conv1d(width, hidden, 2 * reach + 1, padding=reach) if hidden else None
-        self.out = zeroed(nn.Linear(hidden or width, 1))
+        layers: list[nn.Module] = [nn.Linear((2 * reach + 1) * width, hidden), nn.GELU()] if hidden else []
+        super().__init__(*layers, zeroed(nn.Linear(hidden or width, 1)))
+        self.reach = reach
 
-    def forward(self, state_TF: Tensor) -> Tensor:
-        return self.out(state_TF if self.hidden is None else nn.functional.gelu(self.hidden(state_TF.T)).T)[:, 0]
+    def forward(self, state_TF: Tensor) -> Tensor:  # ty: ignore[lost-keyword-for-regular-parameter]
+        # Not a convolution: a GPU would multiply that in TF32 and keep other tokens.
+        wide_LF = nn.functional.pad(state_TF, (0, 0, self.reach, self.reach))
+        near_TFR = torch.stack([wide_LF[at : at + len(state_TF)] for at in range(2 * self.reach + 1)], dim=-1)
+        return super().forward(near_TFR.flatten(1))[:, 0]
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:

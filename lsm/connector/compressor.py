@@ -57,8 +57,7 @@ class Compressor(nn.Module):
         self.base_dim = width * (1 + len(settings.states))
         self.dim = settings.code_dim or self.base_dim
         self.reader = ByteReader() if settings.source == "bytes" else None
-        scored = settings.pooling in ("weighted", "kept")
-        self.score = Score(width, settings.score_hidden, settings.score_reach) if scored else None
+        self.score = Score(width, settings.score_hidden, settings.score_reach) if settings.scored else None
         self.queries = Queries(width, self.base_dim) if settings.pooling == "queries" else None
         # Where the LM reads itself, a code starts as the mean word embedding of its window, and states add to it from zero.
         self.residual = zeroed(nn.Linear(width, lm.width)) if settings.source == "lm" and settings.layer else None

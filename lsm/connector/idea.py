@@ -1,6 +1,6 @@
-"""Parts of a reasoning stack that make an idea vector of token states and change it; each starts as no change at all.
+"""The idea vector of a reasoning stack: the map that makes it of a pooled vector, and the middles, which start as no change at all.
 
-Shape letters: B rows, S tokens of the encoder, E encoder width, D idea width, U heads or slots, C width of a head, H hidden width.
+Shape letters: B rows, E encoder width, D idea width, U slots, H width inside a middle.
 """
 
 from __future__ import annotations
@@ -13,25 +13,8 @@ from torch import Tensor, nn
 from lsm.connector.blocks import zeroed
 from lsm.connector.settings import MiddleSettings
 
-_HEADS = 4
 
-
-class AttentionPooling(nn.Module):
-    """A weighted mean of the token states, weights of its own for each quarter of the width; it starts as the mean."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = math.gcd(_HEADS, width)
-        self.norm, self.score = nn.LayerNorm(width), nn.Linear(width, self.heads, bias=False)
-        nn.init.zeros_(self.score.weight)
-
-    def forward(self, states_BSE: Tensor, mask_BS: Tensor) -> Tensor:
-        score_BSU = self.score(self.norm(states_BSE)).float().masked_fill(~mask_BS[..., None], -torch.inf)
-        parts_BSUC = states_BSE.unflatten(-1, (self.heads, -1))
-        return (score_BSU.softmax(1)[..., None] * parts_BSUC).sum(1).flatten(1)
-
-
-class Compression(nn.Module):
+class IdeaMap(nn.Module):
     """Pooled vector → idea: the identity, or an orthogonal map where widths differ, and an MLP beside it that starts at zero."""
 
     def __init__(self, width: int, hidden: int, latent: int) -> None:
@@ -100,7 +83,7 @@ class _Nothing(nn.Module):
 
 
 def middle_model(settings: MiddleSettings, width: int) -> nn.Module:
-    """The change [B, D] that a kind of middle makes to ideas [B, D]; zeros at first, always for the identity."""
+    """The network that gives the change [B, D] of ideas [B, D]; zeros at first, for the identity always."""
     if settings.kind == "identity":
         return _Nothing()
     return {"mlp": _Mlp, "transformer": _SlotTransformer, "gru": _Gru}[settings.kind](settings, width)

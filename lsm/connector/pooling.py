@@ -1,9 +1,11 @@
-"""States of a text → fewer vectors: means over windows of it, by score or all alike, and cross-attention of queries.
+"""States of a text → fewer vectors: means over windows of it, by score or all alike, attention over the whole, queries across it.
 
-Shape letters: T states of a text, P windows, F width of a state, D width of a code.
+Shape letters: B texts side by side, T states of a text (S padded), P windows, F (E) width of a state, U heads, C width of one.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,21 @@ def window_softmax(logit_T: Tensor, window_T: Tensor, n_windows: int) -> Tensor:
     top_P = logit_T.new_full((n_windows,), -torch.inf).scatter_reduce(0, window_T, logit_T.detach(), "amax")
     power_T = torch.exp(logit_T - top_P[window_T])
     return power_T / logit_T.new_zeros(n_windows).index_add(0, window_T, power_T)[window_T]
+
+
+class AttentionPooling(nn.Module):
+    """A weighted mean of the token states, weights of its own for each quarter of the width; it starts as the mean."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = math.gcd(_HEADS, width)
+        self.norm, self.score = nn.LayerNorm(width), nn.Linear(width, self.heads, bias=False)
+        nn.init.zeros_(self.score.weight)
+
+    def forward(self, states_BSE: Tensor, mask_BS: Tensor) -> Tensor:
+        score_BSU = self.score(self.norm(states_BSE)).float().masked_fill(~mask_BS[..., None], -torch.inf)
+        parts_BSUC = states_BSE.unflatten(-1, (self.heads, -1))
+        return (score_BSU.softmax(1)[..., None] * parts_BSUC).sum(1).flatten(1)
 
 
 class Queries(nn.Module):

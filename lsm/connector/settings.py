@@ -8,10 +8,6 @@ from typing import Literal
 from lsm.config import STRICT
 from lsm.training.settings import refuse
 
-Source = Literal["lm", "encoder", "bytes"]
-Pooling = Literal["mean", "weighted", "queries", "kept"]
-Match = Literal["none", "rms", "distribution"]
-
 
 @dataclass(kw_only=True)
 class CompressorSettings:
@@ -19,7 +15,7 @@ class CompressorSettings:
 
     __pydantic_config__ = STRICT
 
-    source: Source = "lm"
+    source: Literal["lm", "encoder", "bytes"] = "lm"
     """lm: states of the frozen LM itself, so that codes are made of its own word embeddings; encoder: token states of `name`, the same
     for every LM; bytes: UTF-8 bytes through a small network (known to fail)."""
     name: str = "minilm"
@@ -28,7 +24,7 @@ class CompressorSettings:
     """With source lm: after how many of its layers the states are taken; 0 = its input embeddings."""
     lora_rank: int = 0
     """With source lm: rank of LoRA layers inside the reading LM; the answering LM stays without them. 0 = none."""
-    pooling: Pooling = "weighted"
+    pooling: Literal["mean", "weighted", "queries", "kept"] = "weighted"
     """mean of each window; weighted: by a trained score of each state, which starts as the mean; queries: cross-attention over all; kept:
     the tokens of the text with the highest scores, as they are."""
     rarity: float = 0.0
@@ -48,24 +44,29 @@ class CompressorSettings:
     """Layers of the answering LM behind which a further projection of each code is added to its position's residual stream."""
     codebook: int = 0
     """Entries of a vector-quantised bottleneck (van den Oord et al. 2017); 0 = none."""
-    match: Match = "none"
+    match: Literal["none", "rms", "distribution"] = "none"
     """Soft tokens forced to the size (rms) or to each dimension's mean and spread (distribution) of the LM's word embeddings."""
     text_tokens: int = 0
     """Hybrid: so many first tokens go as text, the rest as codes."""
     cue: int = 0
     """Trained vectors behind the soft tokens that say how to answer; not counted as soft tokens, given to text too as a control."""
 
+    @property
+    def scored(self) -> bool:
+        """Whether states have scores."""
+        return self.pooling in ("weighted", "kept")
+
     def __post_init__(self) -> None:
         counts = ("layer", "lora_rank", "rarity", "score_hidden", "score_reach", "hidden", "codebook", "text_tokens", "cue")
         problems = [f"encoder.{name} {value} must not be negative" for name in counts if (value := getattr(self, name)) < 0]
-        reads, scored, states = self.source == "lm", self.pooling in ("weighted", "kept"), bool(self.states)
+        reads, states = self.source == "lm", bool(self.states)
         wanted = {
             "encoder.code_dim must be at least 1": self.code_dim is None or self.code_dim > 0,
             "encoder.depths count from 1": min(self.depths, default=1) > 0,
             "encoder.lora_rank needs encoder.source lm and a layer above 0": not self.lora_rank or (reads and self.layer > 0),
-            "encoder.score_hidden needs encoder.pooling weighted or kept": not self.score_hidden or scored,
+            "encoder.score_hidden needs encoder.pooling weighted or kept": not self.score_hidden or self.scored,
             "encoder.score_reach needs encoder.score_hidden": not self.score_reach or self.score_hidden > 0,
-            "encoder.rarity needs encoder.source lm and pooling weighted or kept": not self.rarity or (reads and scored),
+            "encoder.rarity needs encoder.source lm and pooling weighted or kept": not self.rarity or (reads and self.scored),
             "encoder.pooling kept needs encoder.source lm": self.pooling != "kept" or reads,
             "encoder.states count from 1, each once, in rising order": list(self.states) == sorted({*self.states} - {0}),
             "encoder.states needs encoder.source lm, another pooling than queries, and no code_dim, codebook or depths": not states

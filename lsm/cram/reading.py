@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Form = Literal["autoregressive", "one-pass"]
 
-KEPT = (
+_KEPT = (
     "The train to the coast leaves at seven, and the next one not before noon.",
     "Water boils at a lower temperature on a mountain than it does at sea level.",
     "She closed the shop early because the rain had kept everybody at home.",
@@ -43,7 +43,7 @@ class Told:
     loss_B: Tensor
     """Mean cross-entropy in nats of the target's tokens, with gradient."""
     divergence_B: Tensor
-    """Mean KL in nats a token of the kept sentence, with gradient; zeros where the term has no weight."""
+    """Mean KL in nats a token of the kept sentence, with gradient; zeros without one."""
     n_right_B: Tensor
     """Tokens of the target that are the most probable ones after the true tokens before them."""
 
@@ -54,13 +54,12 @@ class Reading:
     Without it the vectors stand where an LM keeps its attention sink, whose state hardly depends on the input.
     """
 
-    def __init__(self, lm: FrozenLM, form: Form = "autoregressive", *, keep: bool = False, start: bool = True) -> None:
+    def __init__(self, lm: FrozenLM, form: Form = "autoregressive", *, start: bool = True) -> None:
         """
         Args:
             start: put that token before the vectors.
-            keep: also measure the divergence on the kept sentences.
         """
-        self.lm, self.form, self.keep = lm, form, keep
+        self.lm, self.form = lm, form
         ids = opening_ids(lm.tokens) if start else []
         self._start_SH = lm.embed(torch.tensor(ids, dtype=torch.int64, device=lm.device))
 
@@ -77,18 +76,16 @@ class Reading:
         return self.lm.final_hidden(self.prefix(torch.cat([vectors_BPH[:, :1], asked_BTH], dim=1)))[:, -ids_BT.shape[1] :]
 
     def told(self, vectors_BPH: Tensor, rows: Sequence[Sequence[int]], turns_B: Sequence[int] = ()) -> Told:
-        """Loss and right tokens of each target `rows`; each text is held to the kept sentence whose turn it is."""
+        """Loss and right tokens of each target `rows`; with turns, each text is also held to the kept sentence whose turn it is."""
         ids_BT, mask_BT = (part.to(self.lm.device) for part in pad_ids(rows, self.lm.tokens.end_id))
         loss_N, right_N = frozen_prediction(self.hidden(vectors_BPH, ids_BT)[mask_BT], self.lm.head_VH, ids_BT[mask_BT])
         n_right_B = (row_means(right_N.float(), mask_BT) * mask_BT.sum(1)).round().long()
-        divergence_B = self._divergence(vectors_BPH, turns_B) if self.keep else torch.zeros(len(rows), device=self.lm.device)
+        divergence_B = self._divergence(vectors_BPH, turns_B) if turns_B else torch.zeros(len(rows), device=self.lm.device)
         return Told(row_means(loss_N, mask_BT), divergence_B, n_right_B)
 
     @torch.no_grad()
     def decode(self, vectors_BPH: Tensor, n_tokens: Sequence[int]) -> list[list[int]]:
         """The tokens that the vectors alone give back, greedily and free-running, nothing forbidden: up to so many of each text."""
-        if not len(vectors_BPH):
-            return []
         longest = max(n_tokens)
         if self.form == "autoregressive":
             sampling = Sampling(max_new_tokens=longest, no_repeat_tokens=0)
@@ -99,7 +96,7 @@ class Reading:
         return [row[:n] for row, n in zip(rows, n_tokens, strict=True)]
 
     def _divergence(self, vectors_BPH: Tensor, turns_B: Sequence[int]) -> Tensor:
-        picked = torch.tensor(turns_B, device=self.lm.device) % len(KEPT)
+        picked = torch.tensor(turns_B, device=self.lm.device) % len(_KEPT)
         ids_KT, mask_KT, teacher_KTH = self._kept
         ids_BT, mask_BT = ids_KT[picked], mask_KT[picked]
         prefix_BPH = self.prefix(vectors_BPH)
@@ -110,8 +107,7 @@ class Reading:
     @cached_property
     def _kept(self) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and mask [K, T] of the kept sentences, and the hidden states [K, T, H] from which the LM tells what follows each token."""
-        ids_KT, mask_KT = self.lm.tokenize(KEPT)
-        start_KSH = self._start_SH.expand(len(KEPT), -1, -1)
+        ids_KT, mask_KT = self.lm.tokenize(_KEPT)
         with torch.no_grad():
-            states = self.lm.final_hidden(torch.cat([start_KSH, self.lm.embed(ids_KT)], dim=1))
+            states = self.lm.final_hidden(self.prefix(self.lm.embed(ids_KT)))
         return ids_KT, mask_KT, states[:, len(self._start_SH) :]

@@ -74,7 +74,7 @@ class Crammer:
         return _finished(unit, folder)
 
     def _optimise(self, unit: Unit, folder: Path) -> None:
-        reading = Reading(self.lm, unit.form, keep=unit.kl_weight > 0, start=self.settings.start_token)
+        reading = Reading(self.lm, unit.form, start=self.settings.start_token)
         texts = [
             Text(target, unit.n_vectors, self.lm.width, self.settings, seed=self.seed, device=self.lm.device) for target in unit.targets
         ]
@@ -93,7 +93,8 @@ class Crammer:
     def _pass(self, reading: Reading, active: Sequence[Text], kl_weight: float) -> None:
         """Every text reaches its target, runs out of steps, or makes a step towards it."""
         rows = [text.target.ids[: text.tokens] for text in active]
-        told = reading.told(torch.stack([text.vectors_PH for text in active]), rows, [text.steps for text in active])
+        turns = [text.steps for text in active] if kl_weight else ()
+        told = reading.told(torch.stack([text.vectors_PH for text in active]), rows, turns)
         n_right_B, divergence_B = told.n_right_B.tolist(), told.divergence_B.tolist()
         for text, n_right, divergence in zip(active, n_right_B, divergence_B, strict=True):
             text.see(n_right, divergence)
@@ -120,7 +121,7 @@ class Crammer:
             return
         rows = [text.target.ids[: text.tokens] for text in failed]
         starts_BPH = torch.stack([*(text.vectors_PH for text in failed), *(text.held_PH for text in failed)])
-        loss_B = reading.told(starts_BPH, rows + rows, [text.steps for text in failed] * 2).loss_B.tolist()
+        loss_B = reading.told(starts_BPH, rows + rows).loss_B.tolist()
         for text, at_hand, held in zip(failed, loss_B[: len(failed)], loss_B[len(failed) :], strict=True):
             if held < at_hand:
                 text.vectors_PH.copy_(text.held_PH)

@@ -125,11 +125,8 @@ class Text:
         with torch.no_grad():
             self.vectors_PH.copy_(tensors["vectors"])
         self.held_PH, self.best_PH = tensors["held"].to(device), tensors["best"].to(device)
-        moments = {name: value for name, value in tensors.items() if name not in ("vectors", "held", "best")}
-        if moments:
-            self._optimizer.state[self.vectors_PH] = {
-                name: value if name == "step" else value.to(device) for name, value in moments.items()
-            }
+        moments = {name: value if name == "step" else value.to(device) for name, value in tensors.items()}
+        self._optimizer.state[self.vectors_PH] = {name: moments[name] for name in moments.keys() - {"vectors", "held", "best"}}
         for name in ("steps", "stage_steps", "best_right", "best_divergence"):
             setattr(self, name, numbers[name])
         self.trajectory = [tuple(point) for point in numbers["trajectory"]]

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from lsm.config import settings_from, to_dict
 from lsm.decode.settings import AdapterSettings
 from lsm.errors import UserError
+from lsm.files import CONFIG
 from lsm.lm.lora import stored_lora
 from lsm.lm.loss import frozen_cross_entropy, row_means
-from lsm.training.pretrained import CONFIG, Kind
+from lsm.training.pretrained import Kind
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
@@ -43,6 +44,11 @@ class AdapterHome:
     """Tokens of the LM, V."""
     embedding_rms: float
     """Size of the LM's input embeddings, at which the prefix starts."""
+
+    @classmethod
+    def of(cls, lm: FrozenLM, *, encoder: dict[str, Any], dim: int) -> AdapterHome:
+        """Between this LM and vectors of `dim` numbers of this encoder."""
+        return cls(encoder, lm.fingerprint(), dim, lm.width, len(lm.head_VH), round(lm.embedding_rms(), 6))
 
 
 class Prefix(NamedTuple):

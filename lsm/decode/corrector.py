@@ -22,13 +22,14 @@ from lsm.config import settings_from, to_dict
 from lsm.decode.adapter import AdapterHome, PrefixAdapter
 from lsm.decode.corrector_settings import SLOTS
 from lsm.decode.settings import AdapterSettings
+from lsm.files import CONFIG
 from lsm.lm.lora import stored_lora
-from lsm.training.pretrained import CONFIG, Kind
+from lsm.training.pretrained import Kind
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
 
-_KIND = Kind("lsm corrector", "corrector", "lsm train-decoder --config configs/corrector.yaml")
+_KIND = Kind("lsm corrector", "corrector", "lsm train-decoder --config corrector")
 
 
 class Corrector(nn.Module):

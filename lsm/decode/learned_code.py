@@ -26,9 +26,9 @@ from lsm.decode.learned_code_settings import CodeSettings
 from lsm.decode.settings import AdapterSettings
 from lsm.decode.shipped import SHIPPED
 from lsm.errors import UserError
-from lsm.files import fingerprint, read_json
+from lsm.files import CONFIG, fingerprint, read_json
 from lsm.lm.lora import stored_lora
-from lsm.training.pretrained import CONFIG, WEIGHTS, Kind, weights_sha256
+from lsm.training.pretrained import WEIGHTS, Kind, weights_sha256
 
 if TYPE_CHECKING:
     from lsm.lm.frozen import FrozenLM
@@ -164,13 +164,13 @@ class LearnedCode(nn.Module):
             UserError: no learned code there, or a damaged one.
         """
         folder, config = _KIND.find(folder)
-        home = CodeHome(**config["home"] | {"adapter": AdapterHome(**config["home"]["adapter"])})
-        if home.shipped_adapter is not None:
-            adapter = _shipped(home.shipped_adapter, home.adapter.encoder)
-        else:
-            adapter = PrefixAdapter(settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG)), home.adapter)
-        code = cls(settings_from(CodeSettings, config["code"], origin=str(folder / CONFIG)), adapter, home)
         with _KIND.reading(folder) as state:
+            home = CodeHome(**config["home"] | {"adapter": AdapterHome(**config["home"]["adapter"])})
+            if home.shipped_adapter is not None:
+                adapter = _shipped(home.shipped_adapter, home.adapter.encoder)
+            else:
+                adapter = PrefixAdapter(settings_from(AdapterSettings, config["adapter"], origin=str(folder / CONFIG)), home.adapter)
+            code = cls(settings_from(CodeSettings, config["code"], origin=str(folder / CONFIG)), adapter, home)
             code.lora = stored_lora(state)
             if home.shipped_adapter is not None:
                 state |= {f"adapter.{name}": value for name, value in adapter.state_dict().items()}

@@ -96,13 +96,8 @@ class LearnedCodeTask(Task):
             raise UserError(f"corpus {corpus.path} has one document: none can be held out; encode at least two")
         self.sentences = TokenizedSentences(corpus, train, lm.tokens, max_tokens=code.max_tokens, limit=reading.max_sentences)
         self.held_out = TokenizedSentences(corpus, held_out, lm.tokens, max_tokens=code.max_tokens)
-        home = AdapterHome(
-            encoder=corpus.encoder, lm=lm.fingerprint(), dim=corpus.dim, lm_width=lm.width,
-            vocabulary=len(lm.head_VH), embedding_rms=round(lm.embedding_rms(), 6),
-        )  # fmt: skip
-        counts_V = self.sentences.token_counts(len(lm.head_VH)) + 0.1
-        self._frequency_V = (counts_V / counts_V.sum()).to(lm.device)
-        self._content_V = content_weights(self._frequency_V)
+        home = AdapterHome.of(lm, encoder=corpus.encoder, dim=corpus.dim)
+        self._frequency_V, self._content_V, self._offset_V = content_weights(self.sentences.token_counts(len(lm.head_VH)), lm.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapter = self._adapter(start_from, home)
@@ -304,7 +299,7 @@ class LearnedCodeTask(Task):
                 raise UserError("freeze_adapter: there is no trained adapter to freeze; name one with --start-from")
             adapter = PrefixAdapter(settings.adapter, home)
             if settings.adapter.soft_words:
-                adapter.word_offset_V.copy_(torch.log_softmax(self._frequency_V.log() + self._content_V.log(), dim=0))
+                adapter.word_offset_V.copy_(self._offset_V)
             return adapter
         adapter = start_from.adapter
         if adapter.settings != settings.adapter or adapter.home.dim != home.dim or adapter.home.lm["sha256"] != home.lm["sha256"]:

@@ -7,11 +7,10 @@ from typing import Any
 
 from lsm.corpus.format import encoder_line, require_same_space, same_space
 from lsm.errors import UserError
-from lsm.files import read_json
+from lsm.files import CONFIG, read_json
 
 SHIPPED = Path(__file__).parent / "shipped"
 SHIPPED_CODES = Path(__file__).parent / "shipped_codes"
-_CONFIG = "config.json"
 
 
 def find_adapter(name: str | None, *, encoder: dict[str, Any]) -> Path:
@@ -30,7 +29,7 @@ def find_adapter(name: str | None, *, encoder: dict[str, Any]) -> Path:
             "train one with lsm train-decoder and give it with --adapter RUN/final, or use --decoder guided or retrieval"
         )
     for folder in (Path(name), Path(name) / "final", SHIPPED / name):
-        if (folder / _CONFIG).is_file():
+        if (folder / CONFIG).is_file():
             require_same_space(_encoder_of(folder), encoder, what=f"adapter {name}")
             return folder
     raise UserError(f"--adapter {name}: neither a folder with an adapter nor a shipped one ({', '.join(names) or 'none shipped'})")
@@ -44,7 +43,7 @@ def shipped_adapter(encoder: dict[str, Any]) -> Path | None:
 def find_learned_code(encoder: dict[str, Any]) -> Path:
     """Folder of the shipped learned code for vectors of `encoder`; raises `UserError` where there is none."""
     for folder in sorted(SHIPPED_CODES.glob("*")):
-        if (folder / _CONFIG).is_file() and same_space(read_json(folder / _CONFIG)["home"]["adapter"]["encoder"], encoder):
+        if (folder / CONFIG).is_file() and same_space(read_json(folder / CONFIG)["home"]["adapter"]["encoder"], encoder):
             return folder
     raise UserError(
         f"no shipped learned code goes with vectors of {encoder_line(encoder)}; train one with "
@@ -53,11 +52,11 @@ def find_learned_code(encoder: dict[str, Any]) -> Path:
 
 
 def _names() -> list[str]:
-    return sorted(path.name for path in SHIPPED.glob("*") if (path / _CONFIG).exists())
+    return sorted(path.name for path in SHIPPED.glob("*") if (path / CONFIG).exists())
 
 
 def _encoder_of(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / _CONFIG)
+    config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or "encoder" not in config.get("home", {}):
-        raise UserError(f"{folder / _CONFIG} is not an adapter's; name a folder that lsm train-decoder wrote (RUN/final)")
+        raise UserError(f"{folder / CONFIG} is not an adapter's; name a folder that lsm train-decoder wrote (RUN/final)")
     return config["home"]["encoder"]

@@ -62,10 +62,7 @@ class PrefixTask(Task):
             raise UserError(f"corpus {corpus.path} has one document: none can be held out; encode at least two")
         self.sentences = TokenizedSentences(corpus, train, lm.tokens, max_tokens=reading.max_tokens, limit=reading.max_sentences)
         self.held_out = TokenizedSentences(corpus, held_out, lm.tokens, max_tokens=reading.max_tokens)
-        home = AdapterHome(
-            encoder=corpus.encoder, lm=lm.fingerprint(), dim=corpus.dim, lm_width=lm.width,
-            vocabulary=len(lm.head_VH), embedding_rms=round(lm.embedding_rms(), 6),
-        )  # fmt: skip
+        home = AdapterHome.of(lm, encoder=corpus.encoder, dim=corpus.dim)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.adapter = self.module = PrefixAdapter(settings.adapter, home).to(lm.device)
@@ -79,12 +76,10 @@ class PrefixTask(Task):
             budget_positions=reading.batch_positions,
             seed=seed,
         )
-        counts_V = self.sentences.token_counts(len(lm.head_VH)) + 0.1
-        frequency_V = (counts_V / counts_V.sum()).to(lm.device)
+        frequency_V, self._content_V, offset_V = content_weights(self.sentences.token_counts(len(lm.head_VH)), lm.device)
         self._log_frequency_V = frequency_V.log()
-        self._content_V = content_weights(frequency_V)
         if settings.adapter.soft_words:
-            self.adapter.word_offset_V.copy_(torch.log_softmax(self._log_frequency_V + self._content_V.log(), dim=0))
+            self.adapter.word_offset_V.copy_(offset_V)
         self._n_lexical = settings.lexical_stage.steps * settings.accumulate
         self._scores: dict[str, float] = {}
 
@@ -228,9 +223,12 @@ def word_loss(lm: FrozenLM, prefix: Prefix, ids_BT: Tensor, mask_BT: Tensor, con
     return bag_loss(lm, ids_BT, weight_BPT, prefix.lift_BPH, prefix.logsumexp_BP, offset_V)
 
 
-def content_weights(frequency_V: Tensor) -> Tensor:
-    """Weights of Arora et al. 2017 (SIF): what a prefix position shall name is content, not function words."""
-    return _RARE / (_RARE + frequency_V)
+def content_weights(counts_V: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each token's count: its frequency, its weight as content (Arora et al. 2017, SIF: what a prefix position shall name is
+    content, not function words), and the log of its share of all content, from which soft words start."""
+    frequency_V = ((counts_V + 0.1) / (counts_V + 0.1).sum()).to(device)
+    content_V = _RARE / (_RARE + frequency_V)
+    return frequency_V, content_V, torch.log_softmax(frequency_V.log() + content_V.log(), dim=0)
 
 
 def bag_loss(lm: FrozenLM, ids_BT: Tensor, weight_BPT: Tensor, lift_BPH: Tensor, logsumexp_BP: Tensor, offset_V: Tensor) -> Tensor:

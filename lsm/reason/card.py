@@ -43,5 +43,5 @@ def reason_card(model: ReasonModel, scores: dict[str, float]) -> str:
         middle=settings.middle.kind, length=settings.expansion.prefix_length, limit=model.max_input_tokens,
         lora=f"extended by LoRA layers of rank {rank}" if rank else "unchanged",
         scores="\n".join(f"| {_ROWS[name]} | {value:.3f} |" for name, value in scores.items()),
-        **{name: model.notes[name] for name in ("n_rows", "n_rows_read", "steps", "aim_steps", "n_inputs_cut")},
+        **model.notes,
     )  # fmt: skip

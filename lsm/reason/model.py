@@ -13,11 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lsm.config import settings_from, to_dict
-from lsm.connector.idea import AttentionPooling, Compression, middle_model
+from lsm.connector.idea import IdeaMap, middle_model
+from lsm.connector.pooling import AttentionPooling
 from lsm.decode.adapter import AdapterHome, PrefixAdapter
+from lsm.files import CONFIG
 from lsm.lm.lora import stored_lora
 from lsm.reason.settings import StackSettings
-from lsm.training.pretrained import CONFIG, Kind
+from lsm.training.pretrained import Kind
 
 _KIND = Kind("lsm reasoning stack", "stack", "lsm reason train")
 
@@ -37,7 +39,7 @@ class ReasonModel(nn.Module):
         """What evaluation wants to know of the training data: lead_k, n_rows and such."""
         width = int(home.encoder["dim"])
         self.pooling = AttentionPooling(width) if settings.pooling == "attention" else None
-        self.compress = Compression(width, settings.compress_hidden, settings.latent_dim)
+        self.compress = IdeaMap(width, settings.compress_hidden, settings.latent_dim)
         self.middle = middle_model(settings.middle, settings.latent_dim)
         self.expansion = PrefixAdapter(settings.expansion, home)
 

@@ -74,10 +74,7 @@ class ReasonTask(Task):
         self._chosen = permutation(len(self.held_out), 0, 0)[: data.evaluation_rows]
         if (settings.aim_weight or settings.aim_steps) and stack.latent_dim != encoder.dim:
             raise UserError(f"aim_weight and aim_steps want stack.latent_dim {encoder.dim}, the encoder's width, not {stack.latent_dim}")
-        home = AdapterHome(
-            encoder=encoder.fingerprint(), lm=lm.fingerprint(), dim=stack.latent_dim, lm_width=lm.width,
-            vocabulary=len(lm.head_VH), embedding_rms=round(lm.embedding_rms(), 6),
-        )  # fmt: skip
+        home = AdapterHome.of(lm, encoder=encoder.fingerprint(), dim=stack.latent_dim)
         limit = min(data.max_input_tokens, encoder.max_tokens)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -216,11 +213,9 @@ class ReasonTask(Task):
             budget_positions=settings.data.batch_positions,
             seed=self.seed,
         )
-        counts_V = torch.from_numpy(np.bincount(np.concatenate(rows).astype(np.int64), minlength=len(self.lm.head_VH))).float() + 0.1
-        frequency_V = (counts_V / counts_V.sum()).to(self.lm.device)
-        self._content_V = content_weights(frequency_V)
+        counts_V = torch.from_numpy(np.bincount(np.concatenate(rows).astype(np.int64), minlength=len(self.lm.head_VH))).float()
+        _, self._content_V, offset_V = content_weights(counts_V, self.lm.device)
         if settings.stack.expansion.soft_words:
-            offset_V = torch.log_softmax(frequency_V.log() + self._content_V.log(), dim=0)
             self.model.expansion.word_offset_V.copy_(offset_V)
         self.lead = choose_lead(self.pairs[:2000])
 

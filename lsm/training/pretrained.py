@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lsm.errors import UserError
-from lsm.files import read_json, sha256_file, write_json
+from lsm.files import CONFIG, read_json, sha256_file, write_json
 from lsm.training.stored import pack, unpack
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,13 @@ class Kind:
             UserError: nothing of this kind there.
         """
         inside = folder if (folder / CONFIG).is_file() else folder / "final"
-        config = read_json(inside / CONFIG) if (inside / CONFIG).is_file() else None
-        if not isinstance(config, dict) or config.get("format") != self.format:
+        if not (inside / CONFIG).is_file():
             lacks = f"holds no finished {self.name}" if folder.is_dir() else "is no folder"
-            raise UserError(f"{folder} {lacks}; name one that {self.made_by} wrote")
+            raise UserError(f"{folder} {lacks}; name one that {self.made_by} has finished")
+        config = read_json(inside / CONFIG)
+        found = config.get("format") if isinstance(config, dict) else None
+        if found != self.format:
+            raise UserError(f"{inside / CONFIG} describes {found or 'something else'}, not {self.format}; name what {self.made_by} wrote")
         return inside, config
 
     @contextmanager
@@ -65,9 +68,10 @@ class Kind:
             raise
         except Exception as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise UserError(f"{self.name} {folder} is damaged, incomplete or of an older lsm ({why}); fetch or train it again") from error
+            files = f"{CONFIG} or {WEIGHTS}"
+            raise UserError(f"{self.name} {folder} is damaged, or of an older lsm ({files}: {why}); fetch or train it again") from error
 
 
 def weights_sha256(folder: Path) -> str:
-    """What tells one network's weights from another's."""
-    return sha256_file(folder / WEIGHTS)
+    """What tells one network's weights from another's; of its folder, or of the run whose `final` that is."""
+    return sha256_file((folder if (folder / WEIGHTS).is_file() else folder / "final") / WEIGHTS)

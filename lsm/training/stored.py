@@ -15,6 +15,7 @@ def pack(state: Mapping[str, Tensor], dtype: torch.dtype, *, in_int8: Callable[[
     every weight as it is."""
     packed = {}
     for name, value in state.items():
+        assert value.is_floating_point(), f"{name}: whole numbers would be rounded"
         if dtype != torch.float32 and in_int8(name, value):
             scale = (value.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-8)
             packed[name] = (value / scale).round().to(torch.int8)

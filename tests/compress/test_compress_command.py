@@ -186,6 +186,7 @@ def test_rows_without_training_are_shared(run: Path, question_file: Path, other_
             ("train", "q.jsonl", "--out", "x", "--encoder.pooling", "mean", "--encoder.score-hidden", 4),
             "encoder.score_hidden needs encoder.poo",
         ),
+        (("train", "q.jsonl", "--out", "x", "--encoder.score-reach", 1), "encoder.score_reach needs encoder.score_hidden"),
         (("eval", "RUN", "q.jsonl", "--lm", "stub"), "settings of the training are no options of lsm compress eval"),
         (("eval", "RUN"), "name files with questions"),
     ],

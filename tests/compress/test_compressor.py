@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from lsm.compress.objectives import span_term
-from lsm.compress.settings import CompressorSettings, CompressSettings, DataSettings, ObjectiveSettings
+from lsm.compress.settings import CompressSettings, DataSettings, ObjectiveSettings
 from lsm.compress.task import CompressTask
 from lsm.connector.blocks import Score
 from lsm.connector.compressor import Compressor
 from lsm.connector.pooling import window_softmax, windows_of_kept
+from lsm.connector.settings import CompressorSettings
 from lsm.errors import UserError
 from lsm.lm.contexts import answer_hidden, read_contexts, read_preamble
 from lsm.lm.frozen import FrozenLM
@@ -90,7 +91,7 @@ def test_a_score_sees_as_far_as_it_reaches(reach: int) -> None:
     torch.manual_seed(0)
     score, state_TF = Score(6, 5, reach), torch.randn(9, 6)
     assert not score(state_TF).any()
-    torch.nn.init.normal_(score.out.weight)
+    torch.nn.init.normal_(score[-1].weight)
     changed = state_TF.index_fill(0, torch.tensor([4]), 1.0)
     moved = (score(changed) != score(state_TF)).nonzero()[:, 0].tolist()
     assert moved == list(range(4 - reach, 5 + reach))
@@ -194,7 +195,7 @@ def test_a_resumed_run_teaches_scores_from_the_same_states(lm: FrozenLM, questio
     for task in (unbroken, resumed):
         assert task.compressor.score is not None
         torch.manual_seed(1)
-        torch.nn.init.normal_(task.compressor.score.out.weight)
+        torch.nn.init.normal_(task.compressor.score[-1].weight)
     losses = [float(unbroken.loss(unbroken.batch(index))[0]) for index in range(9)]
     assert len(unbroken.batch(0).texts) == 2 and len(set(losses)) > 1
     assert float(resumed.loss(resumed.batch(8))[0]) == losses[8]
@@ -211,7 +212,7 @@ def test_kept_tokens_train_their_score_and_their_correction(lm: FrozenLM, questi
     task.loss(task.batch(0))[0].backward()
     compressor = task.compressor
     assert compressor.score is not None and compressor.mlp is not None
-    for weight in (compressor.score.out.weight, compressor.mlp.down.weight):
+    for weight in (compressor.score[-1].weight, compressor.mlp.down.weight):
         assert weight.grad is not None and float(weight.grad.abs().sum()) > 0
 
 

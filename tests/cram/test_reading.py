@@ -49,11 +49,14 @@ def test_what_decodes_greedily_is_right_when_teacher_forced(lm, vectors_BPH, for
 
 @pytest.mark.parametrize("form", ["autoregressive", "one-pass"])
 def test_texts_side_by_side_are_read_as_one_by_one(lm, vectors_BPH, form):
-    reading = Reading(lm, form, keep=True)
-    rows, kept = [[1, 2, 3, 4, 5, 6], [9, 8], [7]], [0, 3, 7]
-    told = reading.told(vectors_BPH, rows, kept)
+    reading = Reading(lm, form)
+    rows, turns = [[1, 2, 3, 4, 5, 6], [9, 8], [7]], [0, 11, 15]
+    told = reading.told(vectors_BPH, rows, turns)
+    again = reading.told(vectors_BPH, rows, [0, 3, 7])  # eight sentences take turns
+    torch.testing.assert_close(told.divergence_B, again.divergence_B, rtol=0, atol=0)
+    assert not reading.told(vectors_BPH, rows).divergence_B.any()
     for b, row in enumerate(rows):
-        alone = reading.told(vectors_BPH[b : b + 1], [row], kept[b : b + 1])
+        alone = reading.told(vectors_BPH[b : b + 1], [row], turns[b : b + 1])
         torch.testing.assert_close(told.loss_B[b : b + 1], alone.loss_B)
         torch.testing.assert_close(told.divergence_B[b : b + 1], alone.divergence_B, rtol=1e-3, atol=1e-4)
         assert told.n_right_B[b] == alone.n_right_B[0]
@@ -73,7 +76,7 @@ def test_a_start_token_stands_before_the_vectors(lm, vectors_BPH):
 
 
 def test_the_divergence_of_doing_nothing_is_small_and_of_a_loud_vector_is_not(lm):
-    reading = Reading(lm, keep=True)
+    reading = Reading(lm)
     quiet, loud = (reading.told(torch.full((1, 1, lm.width), value), [[1]], [2]).divergence_B.item() for value in (1e-6, 8.0))
     assert 0 <= quiet < loud
 
