@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -109,6 +110,10 @@ def test_what_is_missing_is_named(run: Path, question_file: Path, tmp_path: Path
     assert "--out" in run_cli("compress", "train", question_file, "--config", CONFIG).stderr
     assert "name the run first" in run_cli("compress", "eval").stderr
     assert "holds no finished compressor" in run_cli("compress", "eval", tmp_path, question_file).stderr
+    shutil.copytree(run / "final", tmp_path / "damaged")
+    (tmp_path / "damaged" / "config.json").write_text('{"format": "lsm compressor"}', encoding="utf-8")
+    damaged = run_cli("compress", "eval", tmp_path / "damaged", question_file)
+    assert damaged.code == 2 and "KeyError: 'settings'" in damaged.stderr and damaged.stderr.count("\n") == 1
     rows = tmp_path / "bad.jsonl"
     rows.write_text('{"text": "a", "query": "b"}\n', encoding="utf-8")
     outcome = run_cli("compress", "train", rows, "--config", CONFIG, "--out", tmp_path / "x")

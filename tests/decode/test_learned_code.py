@@ -146,6 +146,10 @@ def test_saved_and_loaded_is_the_same(codec: LearnedCodec, tmp_path: Path) -> No
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-50])
     with pytest.raises(UserError, match=f"learned code {tmp_path} is damaged"):
         LearnedCode.from_pretrained(tmp_path)
+    codec.code.save_pretrained(tmp_path, card="card")
+    (tmp_path / "config.json").write_text('{"format": "lsm learned code"}')
+    with pytest.raises(UserError, match=f"learned code {tmp_path} is damaged.*KeyError: 'home'"):
+        LearnedCode.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("stop_after", [12, 24])
