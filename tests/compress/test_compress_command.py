@@ -112,7 +112,7 @@ def test_what_is_missing_is_named(run: Path, question_file: Path, tmp_path: Path
     assert "holds no finished compressor" in run_cli("compress", "eval", tmp_path, question_file).stderr
     shutil.copytree(run / "final", tmp_path / "damaged")
     (tmp_path / "damaged" / "config.json").write_text('{"format": "lsm compressor"}', encoding="utf-8")
-    damaged = run_cli("compress", "eval", tmp_path / "damaged", question_file)
+    damaged = run_cli("compress", "pack", tmp_path / "damaged", question_file, "--out", tmp_path / "texts.lsmc")
     assert damaged.code == 2 and "KeyError: 'settings'" in damaged.stderr and damaged.stderr.count("\n") == 1
     rows = tmp_path / "bad.jsonl"
     rows.write_text('{"text": "a", "query": "b"}\n', encoding="utf-8")
