@@ -89,16 +89,18 @@ def load_compressor(run: Path, *, device: str) -> tuple[Compressor, CompressSett
         UserError: no compressor there, or a damaged one, or LM or encoder have other weights than it was trained with.
     """
     folder, config = _KIND.find(run)
-    with _KIND.reading(folder) as state:
+    with _KIND.refusing(folder):
         settings = settings_from(CompressSettings, config["settings"], origin=str(folder / CONFIG))
-        lm, source = load_parts(settings, device=device)
-        if source.fingerprint is not None:
-            require_same_space(config["encoder"], source.fingerprint, what=f"compressor {folder}")
-        if not same_lm(config["lm"], lm):
-            raise UserError(f"compressor {folder} was trained with LM {config['lm'].get('name')}, not {lm.name}; load that one")
-        with torch.random.fork_rng(devices=[]):
-            before = Prompts(lm.tokens, settings.data.shots).preamble
-            compressor = Compressor(settings.encoder, lm, source.pieces, source.width, before).to(lm.device)
+        trained_lm, trained_encoder = config["lm"], config["encoder"]
+    lm, source = load_parts(settings, device=device)
+    if source.fingerprint is not None:
+        require_same_space(trained_encoder, source.fingerprint, what=f"compressor {folder}")
+    if not same_lm(trained_lm, lm):
+        raise UserError(f"compressor {folder} was trained with LM {trained_lm.get('name')}, not {lm.name}; load that one")
+    with torch.random.fork_rng(devices=[]):
+        before = Prompts(lm.tokens, settings.data.shots).preamble
+        compressor = Compressor(settings.encoder, lm, source.pieces, source.width, before).to(lm.device)
+    with _KIND.reading(folder) as state:
         compressor.load_state_dict(state)
     return compressor.eval(), settings, lm
 

@@ -62,8 +62,18 @@ class Kind:
         Raises:
             UserError: they cannot be read, or what is done with them or with the config fails.
         """
-        try:
+        with self.refusing(folder):
             yield unpack(load_file(folder / WEIGHTS))
+
+    @contextmanager
+    def refusing(self, folder: Path) -> Iterator[None]:
+        """While open, what fails is the folder's fault.
+
+        Raises:
+            UserError: something did; errors of that type pass as they are.
+        """
+        try:
+            yield
         except UserError:
             raise
         except Exception as error:
